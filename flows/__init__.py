@@ -1,0 +1,1 @@
+"""Orchestration: the order of a night, where its stages run, and the command line."""

@@ -1,0 +1,78 @@
+"""The conversation row: what every source is turned into, and the manifest of a gated source.
+
+`row_id` is the first 32 hex characters of the sha256 of the canonical content (messages, tools and
+kind), so the same conversation has the same id wherever it came from. `thinking` is a field of its
+own, so that it can be rendered or left out by mode. Tool-call arguments and tool schemas are
+canonical JSON (sorted keys, no spaces): a nested, ever-changing struct has no place in a column.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from tasks.recipe import Kind
+from tasks.store import RowManifest
+
+MESSAGES = pl.List(
+    pl.Struct(
+        {
+            "role": pl.String,  # system, user, assistant or tool
+            "content": pl.String,
+            "thinking": pl.String,
+            "tool_calls": pl.List(pl.Struct({"name": pl.String, "arguments": pl.String})),
+            "tool_call_id": pl.String,
+        }
+    )
+)
+
+CONVERSATION: dict[str, pl.DataType | type[pl.DataType]] = {
+    "row_id": pl.String,
+    "source": pl.String,
+    "revision": pl.String,
+    "source_row": pl.Int64,
+    "kind": pl.String,
+    "messages": MESSAGES,
+    "tools": pl.String,
+}
+
+
+class Finding(BaseModel):
+    """What one rule found in one source.
+
+    `rows`: rows that break the rule; `share` of the source; `mostly`: the share that must keep it;
+    `stops`: whether this stops the night; `example`: one offending text, shortened.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str
+    severity: Literal["critical", "warning", "info"]
+    rows: int
+    share: float
+    mostly: float
+    stops: bool
+    explanation: str
+    example: str | None = None
+
+
+class Conversations(RowManifest):
+    """One source after the data gate.
+
+    Files: `conversations.parquet` (schema CONVERSATION), `tokens.parquet` (row_id, input_ids: list of
+    i32, loss_mask: list of bool), `quarantine.parquet` (rows set aside, with `reasons`: list of rule
+    names, and `detail`), `docs/` (Great Expectations Data Docs).
+    """
+
+    kind = "conversations"
+
+    source: str
+    snapshot: str
+    row_kind: Kind
+    format: str
+    passed: bool
+    findings: tuple[Finding, ...]
+    tokens: int
+    supervised_tokens: int

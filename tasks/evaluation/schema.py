@@ -1,0 +1,80 @@
+"""What evaluation and the gate leave in the store."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.recipe import Role
+from tasks.store import Manifest
+
+Decision = Literal["promote", "keep", "cannot tell"]
+Outcome = Literal["better", "not worse", "worse", "cannot tell"]
+
+
+class SuiteScore(BaseModel):
+    """One suite's result for one model. `digest`: of its items and generation settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: int
+    mean: float
+    unit: str
+    higher_is_better: bool
+    digest: str
+
+
+class Scores(Manifest):
+    """One model on all suites.
+
+    Files: `items.parquet` (suite, item_id, score: f64, prompt, output: raw text, expected, stopped:
+    bool, new_tokens: i32, detail) and EvalScope's own report under `evalscope/`. `base` and `adapter`
+    are addresses; `adapter` is None for the base model itself.
+    """
+
+    kind = "scores"
+
+    base: str
+    adapter: str | None
+    suites: dict[str, SuiteScore]
+    seconds: float
+
+
+class Comparison(BaseModel):
+    """Candidate against reference on one suite, paired by item.
+
+    `difference` is candidate minus reference, signed so that positive is better; `low` and `high`
+    bound it at the gate's confidence; `p` tests that there is no difference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suite: str
+    role: Role
+    unit: str
+    higher_is_better: bool
+    items: int
+    base: float
+    reference: float
+    candidate: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    margin: float
+    wins: int
+    losses: int
+    outcome: Outcome
+
+
+class Verdict(Manifest):
+    """What the gate said of a candidate, and why. `champion` is an adapter's address, None: the base."""
+
+    kind = "verdict"
+
+    candidate: str
+    champion: str | None
+    decision: Decision
+    reasons: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]

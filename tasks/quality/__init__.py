@@ -1,0 +1,1 @@
+"""Quality: row rules, duplicates and contamination."""

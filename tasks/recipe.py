@@ -1,0 +1,431 @@
+"""The Recipe: config file, command line, form in the Prefect UI and documentation at once.
+
+Every field carries a description with its unit. Unknown keys are errors that name the nearest
+known one, and every resolved value knows where it came from: default, recipe or command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.errors import BadInput
+
+Kind = Literal["chat", "reasoning", "tool"]
+Mode = Literal["direct", "thinking"]
+Role = Literal["target", "guard"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Share = Annotated[float, Field(gt=0, le=1)]
+PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
+
+
+class Part(BaseModel):
+    """A part of a recipe: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Base(Part):
+    """The base model that adapters are trained on; always a pinned reference, never registered."""
+
+    uri: str
+    """Where the base model is: hf://org/name@revision, modelscope://org/name@revision, file://folder or
+    sample://smollm2-135m-instruct."""
+    chat_template: str | None = None
+    """Jinja chat template, in full; null: the model's own. Put long ones in chat_template_file."""
+    chat_template_file: str | None = None
+    """A Jinja file beside the recipe; its text becomes chat_template when the recipe is read."""
+    max_length: int = Field(1024, ge=16, le=1_048_576)
+    """Longest conversation that is trained on, in tokens."""
+
+
+class Source(Part):
+    """One source of conversations."""
+
+    name: Name
+    """Name of the source within the recipe."""
+    uri: str
+    """hf://org/name@revision, modelscope://org/name@revision, file://path-or-glob, gym://task?size=&seed= or
+    sample://name?size=&seed=."""
+    kind: Kind
+    """What its conversations teach: chat, reasoning (with a thinking trace) or tool (calls)."""
+    share: Share
+    """Share of the training split, in supervised tokens; the shares of all sources add up to 1."""
+    format: str | None = None
+    """Row format (alpaca, sharegpt, openai, ...); null: detected from the columns."""
+    columns: dict[str, str] | None = None
+    """Column mapping, from our field name to the source's column, where no format fits."""
+
+
+class Quality(Part):
+    """What the data gate asks of the conversations."""
+
+    min_rows: int = Field(1, ge=1)
+    """Fewest rows that a source must yield."""
+    max_set_aside: float = Field(0.1, ge=0, le=1)
+    """Largest share of a source's rows that may be set aside before the gate stops the night."""
+    ignore: tuple[str, ...] = ()
+    """Rules that are not applied, by name."""
+
+
+class Mixture(Part):
+    """How the conversations become splits."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the order and of the choice of rows where a source has more than its share."""
+    test: float = Field(0.15, gt=0, lt=0.5)
+    """Share of the prompts that are held out for evaluation, by hash of the prompt."""
+    validation: float = Field(0.05, ge=0, lt=0.5)
+    """Share of the prompts that are held out for the loss during training, by hash of the prompt."""
+    rows: int | None = Field(None, ge=1)
+    """Most rows in the training split; null: all that the shares allow."""
+
+
+class Training(Part):
+    """How a candidate is trained."""
+
+    backend: Literal["unsloth"] = "unsloth"
+    """Training library."""
+    method: Literal["qlora", "lora"] = "qlora"
+    """qlora: base in 4-bit NF4 with double quantisation; lora: base in 16 bit."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of the adapter's initial weights and of the order of batches."""
+    rank: int = Field(16, ge=1, le=512)
+    """Rank of the LoRA matrices."""
+    alpha: int = Field(32, ge=1, le=2048)
+    """Scale of the LoRA update, as alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the LoRA input."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which layers get an adapter: all-linear or a list of module names."""
+    learning_rate: float = Field(2e-4, gt=0, le=0.1)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning-rate schedule after the warm-up."""
+    warmup_steps: int = Field(5, ge=0)
+    """Optimiser steps of linear warm-up."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """Decoupled weight decay."""
+    batch_size: int = Field(8, ge=1, le=4096)
+    """Conversations per optimiser step."""
+    micro_batch_size: int | None = Field(None, ge=1, le=4096)
+    """Conversations per forward pass; must divide batch_size; null: batch_size."""
+    epochs: float = Field(1.0, gt=0, le=100)
+    """Passes over the training split."""
+    max_steps: int | None = Field(None, ge=1)
+    """Most optimiser steps; null: as many as the epochs take."""
+    save_steps: int = Field(20, ge=1)
+    """Optimiser steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class Suite(Part):
+    """One evaluation suite and its part in the verdict."""
+
+    name: Literal["tool_call", "final_answer", "chat_format", "held_out_loss"]
+    """tool_call: exact name and arguments; final_answer: right number after one closed thinking block;
+    chat_format: stops by itself, in plain text; held_out_loss: nats per token on held-out answers."""
+    kind: Kind
+    """Kind of the held-out conversations that are its items."""
+    role: Role
+    """target: must be better; guard: must not be worse than its margin."""
+    mode: Mode = "direct"
+    """direct: no thinking; thinking: with a thinking block."""
+    items: int = Field(100, ge=1)
+    """Most items, taken in an order that does not change as data grows."""
+    margin: float = Field(0.0, ge=0)
+    """How much worse a guard may be, in the unit of its score (points as a fraction; nats per token)."""
+    max_new_tokens: int = Field(128, ge=1, le=32_768)
+    """Bound of an answer, in tokens."""
+
+
+class Evaluation(Part):
+    """How base, champion and candidate are compared."""
+
+    suites: tuple[Suite, ...]
+    """The suites; at least one target."""
+    batch_size: int = Field(16, ge=1, le=1024)
+    """Prompts generated together."""
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"suite {doubled[0]!r} appears more than once")
+        if not any(suite.role == "target" for suite in self.suites):
+            raise ValueError("no suite has the role 'target', so no candidate could ever be better")
+        return self
+
+
+class Gate(Part):
+    """When a candidate is let out."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Two-sided confidence of the intervals that decide."""
+    min_items: int = Field(20, ge=2)
+    """Fewest paired items a suite needs before the gate reads anything into it."""
+
+
+class Registry(Part):
+    """Where champions are kept."""
+
+    model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Registered model in MLflow; null: nightowl-<recipe name>."""
+
+
+class Recipe(Part):
+    """One night, described."""
+
+    name: Name
+    """Name of the recipe; also of its MLflow experiment and, by default, its registered model."""
+    base: Base
+    """The base model."""
+    sources: tuple[Source, ...]
+    """Where conversations come from."""
+    quality: Quality = Quality()
+    """What the data gate asks."""
+    mixture: Mixture = Mixture()
+    """How conversations become splits."""
+    training: Training = Training()
+    """How a candidate is trained."""
+    evaluation: Evaluation
+    """How models are compared."""
+    gate: Gate = Gate()
+    """When a candidate is let out."""
+    registry: Registry = Registry()
+    """Where champions are kept."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.sources:
+            raise ValueError("sources is empty")
+        names = [source.name for source in self.sources]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"source {doubled[0]!r} appears more than once")
+        total = sum(source.share for source in self.sources)
+        if abs(total - 1) > 1e-6:
+            shares = ", ".join(f"{source.name} {source.share:g}" for source in self.sources)
+            raise ValueError(f"the sources' shares add up to {total:g}, not 1 ({shares})")
+        kinds = {source.kind for source in self.sources}
+        for suite in self.evaluation.suites:
+            if suite.kind not in kinds:
+                raise ValueError(f"suite {suite.name!r} needs {suite.kind} conversations, and no source has that kind")
+        if self.mixture.test + self.mixture.validation >= 1:
+            raise ValueError("mixture.test and mixture.validation leave nothing to train on")
+        return self
+
+    @property
+    def registered_model(self) -> str:
+        """Name of the registered model in MLflow."""
+        return self.registry.model or f"nightowl-{self.name}"
+
+
+class Setting(BaseModel):
+    """One resolved value and where it came from."""
+
+    path: str
+    value: Any
+    origin: Literal["default", "recipe", "command line"]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Setting]]:
+    """Read a recipe file (or a preset by name), apply `path=value` overrides, and say where each value came from.
+
+    Raises BadInput for a missing or malformed file, an unknown key and a value out of bounds.
+    """
+    file = _find(path)
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise BadInput(place, getattr(error, "problem", "?"), "is not YAML", "Correct that line.") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(str(file), error.reason, "is not UTF-8 text", "Save the recipe as UTF-8.") from error
+    if not isinstance(given, dict):
+        raise BadInput(
+            str(file), type(given).__name__, "is not a mapping of recipe fields", "See `nightowl plan demo`."
+        )
+    set_paths = [_override(given, text) for text in overrides]
+    _inline_template(given, file.parent)
+    recipe = parse(given)
+    return recipe, list(_settings(recipe, given, set_paths))
+
+
+def parse(given: Mapping[str, Any]) -> Recipe:
+    """A Recipe of plain data; raises BadInput that names the first field at fault."""
+    try:
+        return Recipe.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    preset = PRESETS / f"{path}.yaml"
+    if preset.is_file():
+        return preset
+    names = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+    raise BadInput("recipe", str(path), "is neither a file nor a preset", f"Presets: {', '.join(names)}.")
+
+
+def _override(given: dict[str, Any], text: str) -> str:
+    """Set `a.b=value` in the recipe's data; lists are addressed by index or by the entry's `name`."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise BadInput("--set", text, "is not of the form path=value", "For example --set training.seed=1.")
+    keys = path.split(".")
+    at: Any = given
+    for key in keys[:-1]:
+        at = _step(at, key, path)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise BadInput(f"--set {path}", value, "is not a YAML value", "Quote it.") from error
+    # YAML 1.1 reads 2e-4 as text; a person who writes it means a number.
+    if isinstance(parsed, str):
+        with suppress(ValueError):
+            parsed = float(parsed)
+    if isinstance(at, list):
+        at[_index(at, keys[-1], path)] = parsed
+    else:
+        at[keys[-1]] = parsed
+    return path
+
+
+def _step(at: Any, key: str, path: str) -> Any:
+    if isinstance(at, list):
+        return at[_index(at, key, path)]
+    if isinstance(at, dict):
+        at.setdefault(key, {})
+        if at[key] is None:
+            at[key] = {}
+        return at[key]
+    raise BadInput(f"--set {path}", key, "is below a plain value", "See `nightowl plan` for the fields.")
+
+
+def _index(entries: list[Any], key: str, path: str) -> int:
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(entries):
+        return int(key)
+    known = ", ".join(str(name) for name in names)
+    raise BadInput(f"--set {path}", key, "is no entry of that list", f"Entries: {known}.")
+
+
+def _inline_template(given: dict[str, Any], folder: Path) -> None:
+    base = given.get("base")
+    if not isinstance(base, dict) or not isinstance(base.get("chat_template_file"), str):
+        return
+    if base.get("chat_template") is not None:
+        raise BadInput(
+            "base.chat_template_file",
+            base["chat_template_file"],
+            "is given beside base.chat_template",
+            "Keep one of them.",
+        )
+    file = folder / base["chat_template_file"]
+    try:
+        base["chat_template"] = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            "base.chat_template_file",
+            str(file),
+            f"cannot be read ({error})",
+            "Give a Jinja file relative to the recipe.",
+        ) from error
+
+
+def _explain(error: ValidationError) -> BadInput:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if not (isinstance(part, str) and part.startswith("literal["))]
+    field = ".".join(location) or "recipe"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        way_out = f"Did you mean {near[0]!r}? " if near else ""
+        return BadInput(
+            field, first["input"], "is not a field of the recipe", f"{way_out}Known here: {', '.join(known)}."
+        )
+    if first["type"] == "missing":
+        return BadInput(field, None, "is missing", "Every recipe needs it; `nightowl plan demo` shows one.")
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"] if not isinstance(first["input"], dict | BaseModel) else "..."
+    return BadInput(field, value, f"is refused ({message})", "Correct it in the recipe or with --set.")
+
+
+def _known_keys(location: Iterable[int | str]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _part_of(model.model_fields[part].annotation)
+    return sorted(model.model_fields)
+
+
+def _part_of(annotation: Any) -> Any:
+    """The recipe part inside an annotation such as `tuple[Source, ...]` or `Part | None`."""
+    if get_origin(annotation) in (tuple, Union, UnionType):
+        return next((_part_of(arg) for arg in get_args(annotation) if _is_part(_part_of(arg))), annotation)
+    return annotation
+
+
+def _is_part(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Part)
+
+
+def _settings(recipe: Recipe, given: Any, set_paths: Sequence[str]) -> Iterator[Setting]:
+    for path, value, keys in _leaves(recipe):
+        origin: Literal["default", "recipe", "command line"] = "recipe" if _has(given, keys) else "default"
+        by_name = ".".join(keys_by_name(recipe, keys))
+        if any(
+            text in (path, by_name) or path.startswith(text + ".") or by_name.startswith(text + ".")
+            for text in set_paths
+        ):
+            origin = "command line"
+        yield Setting(path=by_name, value=value, origin=origin)
+
+
+def _leaves(value: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[str, Any, tuple[str | int, ...]]]:
+    if isinstance(value, Part):
+        for name in type(value).model_fields:
+            yield from _leaves(getattr(value, name), (*keys, name))
+    elif isinstance(value, tuple) and value and isinstance(value[0], Part):
+        for index, entry in enumerate(value):
+            yield from _leaves(entry, (*keys, index))
+    else:
+        yield ".".join(map(str, keys)), value, keys
+
+
+def keys_by_name(recipe: Recipe, keys: Sequence[str | int]) -> list[str]:
+    """The path of a value with list entries named rather than numbered."""
+    at: Any = recipe
+    named = []
+    for key in keys:
+        at = at[key] if isinstance(key, int) else getattr(at, key)
+        named.append(str(getattr(at, "name", key)) if isinstance(key, int) else key)
+    return named
+
+
+def _has(given: Any, keys: Sequence[str | int]) -> bool:
+    at = given
+    for key in keys:
+        try:
+            at = at[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True

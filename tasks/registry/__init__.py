@@ -1,0 +1,1 @@
+"""Registry: adapters, their lineage and the champion, in MLflow."""

@@ -1,0 +1,44 @@
+"""Every test runs on a home of its own; nothing reaches the user's files, a hub or a tracking service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Before any library is imported: some read these at import.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    DO_NOT_TRACK="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+
+
+@pytest.fixture(autouse=True)
+def nightowl_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary NIGHTOWL_HOME, HOME and working directory."""
+    home = tmp_path / "nightowl-home"
+    for name in ("NIGHTOWL_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NIGHTOWL_HOME", str(home))
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    (tmp_path / "user").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return home
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets with their licences, beside the checkout; absent on most machines."""
+    folder = Path(os.environ.get("NIGHTOWL_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the real data sets are not here ({folder}); set NIGHTOWL_SHARED_DATA to where they are")
+    return folder
