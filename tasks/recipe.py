@@ -255,9 +255,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[
     except UnicodeDecodeError as error:
         raise BadInput(str(file), error.reason, "is not UTF-8 text", "Save the recipe as UTF-8.") from error
     if not isinstance(given, dict):
-        raise BadInput(
-            str(file), type(given).__name__, "is not a mapping of recipe fields", "See `nightowl plan demo`."
-        )
+        raise BadInput(str(file), type(given).__name__, "is no mapping of recipe fields", "See `nightowl plan demo`.")
     set_paths = [_override(given, text) for text in overrides]
     _inline_template(given, file.parent)
     recipe = parse(given)
@@ -269,7 +267,7 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(given)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise _explain(error, given) from error
 
 
 def _find(path: str | Path) -> Path:
@@ -351,22 +349,34 @@ def _inline_template(given: dict[str, Any], folder: Path) -> None:
         ) from error
 
 
-def _explain(error: ValidationError) -> BadInput:
+def _explain(error: ValidationError, given: Any) -> BadInput:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if not (isinstance(part, str) and part.startswith("literal["))]
-    field = ".".join(location) or "recipe"
+    location = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith("literal["))]
+    field = ".".join(_named(given, location)) or "recipe"
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
         way_out = f"Did you mean {near[0]!r}? " if near else ""
-        return BadInput(
-            field, first["input"], "is not a field of the recipe", f"{way_out}Known here: {', '.join(known)}."
-        )
+        way_out += f"Known here: {', '.join(known)}."
+        return BadInput(field, first["input"], "is not a field of the recipe", way_out)
     if first["type"] == "missing":
         return BadInput(field, None, "is missing", "Every recipe needs it; `nightowl plan demo` shows one.")
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"] if not isinstance(first["input"], dict | BaseModel) else "..."
     return BadInput(field, value, f"is refused ({message})", "Correct it in the recipe or with --set.")
+
+
+def _named(data: Any, keys: Sequence[int | str]) -> list[str]:
+    """A path in a recipe or its data, with list entries named rather than numbered where they have a name."""
+    named = []
+    for key in keys:
+        try:
+            data = getattr(data, str(key)) if isinstance(data, Part) else data[key]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            data = None
+        name = data.get("name") if isinstance(data, dict) else getattr(data, "name", None)
+        named.append(name if isinstance(key, int) and isinstance(name, str) else str(key))
+    return named
 
 
 def _known_keys(location: Iterable[int | str]) -> list[str]:
@@ -391,7 +401,7 @@ def _is_part(annotation: Any) -> bool:
 def _settings(recipe: Recipe, given: Any, set_paths: Sequence[str]) -> Iterator[Setting]:
     for path, value, keys in _leaves(recipe):
         origin: Literal["default", "recipe", "command line"] = "recipe" if _has(given, keys) else "default"
-        by_name = ".".join(keys_by_name(recipe, keys))
+        by_name = ".".join(_named(recipe, keys))
         if any(
             text in (path, by_name) or path.startswith(text + ".") or by_name.startswith(text + ".")
             for text in set_paths
@@ -409,16 +419,6 @@ def _leaves(value: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[str,
             yield from _leaves(entry, (*keys, index))
     else:
         yield ".".join(map(str, keys)), value, keys
-
-
-def keys_by_name(recipe: Recipe, keys: Sequence[str | int]) -> list[str]:
-    """The path of a value with list entries named rather than numbered."""
-    at: Any = recipe
-    named = []
-    for key in keys:
-        at = at[key] if isinstance(key, int) else getattr(at, key)
-        named.append(str(getattr(at, "name", key)) if isinstance(key, int) else key)
-    return named
 
 
 def _has(given: Any, keys: Sequence[str | int]) -> bool:

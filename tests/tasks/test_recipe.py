@@ -1,0 +1,102 @@
+"""The recipe refuses what it cannot mean, and says where every value came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks import recipe
+from tasks.errors import BadInput
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    given = yaml.safe_load((recipe.PRESETS / "demo.yaml").read_text())
+    given["base"]["chat_template_file"] = "template.jinja"
+    (tmp_path / "template.jinja").write_text("{{ messages }}")
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(given))
+    return tmp_path / "demo.yaml"
+
+
+def test_every_preset_is_a_recipe() -> None:
+    presets = sorted(recipe.PRESETS.glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        loaded, _ = recipe.load(preset)
+        assert loaded.name == preset.stem
+
+
+def test_every_field_is_described() -> None:
+    def parts(part: type[recipe.Part]) -> list[tuple[str, str | None]]:
+        return [(f"{part.__name__}.{name}", field.description) for name, field in part.model_fields.items()]
+
+    described = [entry for part in recipe.Part.__subclasses__() for entry in parts(part)]
+    assert len(described) > 40
+    assert [name for name, text in described if not text] == []
+
+
+def test_origins(demo: Path) -> None:
+    loaded, settings = recipe.load(demo, ["training.seed=1", "sources.tools.share=0.5", "sources.chat.share=0.2"])
+    origin = {setting.path: setting.origin for setting in settings}
+    assert loaded.training.seed == 1
+    assert origin["training.seed"] == origin["sources.tools.share"] == "command line"
+    assert origin["training.rank"] == origin["sources.arithmetic.share"] == "recipe"
+    assert origin["training.dropout"] == "default"
+    assert loaded.base.chat_template == "{{ messages }}"
+
+
+def test_a_number_in_scientific_notation_is_a_number(demo: Path) -> None:
+    assert recipe.load(demo, ["training.learning_rate=2e-4"])[0].training.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.learnin_rate=1", r"training\.learnin_rate.*Did you mean 'learning_rate'"),
+        ("sources.chat.shar=1", r"sources\.chat\.shar: .*Did you mean 'share'"),
+        ("sources.tools.share=1.4", r"sources\.tools\.share: 1\.4 .*less than or equal to 1"),
+        ("sources.tools.share=0.9", r"shares add up to 1\.35, not 1 \(tools 0\.9, arithmetic 0\.3, chat 0\.15\)"),
+        ("sources.poems.share=0.1", r"'poems' is no entry.*tools, arithmetic, chat"),
+        ("training.batch_size=many", r"training\.batch_size: 'many'.*valid integer"),
+        ("training.micro_batch_size=3", r"micro_batch_size 3 does not divide batch_size 8"),
+        ("mixture.test=0.9", r"mixture\.test: 0\.9.*less than 0\.5"),
+        ("evaluation.suites=[]", r"no suite has the role 'target'"),
+        ("evaluation.suites.tool_call.kind=poem", r"evaluation\.suites\.tool_call\.kind: 'poem'"),
+        ("sources=[]", r"sources is empty"),
+        ("name=Demo!", r"name: 'Demo!'"),
+        ("training.seed", r"--set: 'training\.seed' is not of the form path=value"),
+        ("name.x.y=1", r"--set name\.x\.y"),
+        ("base=null", r"base: None"),
+    ],
+)
+def test_bad_values_name_the_field_and_the_way_out(demo: Path, override: str, expected: str) -> None:
+    with pytest.raises(BadInput, match=expected):
+        recipe.load(demo, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a list", "no mapping of recipe fields"),
+        ("", "no mapping of recipe fields"),
+        ("name: [", r"recipe\.yaml:1"),
+        ("name: demo", "base: None is missing"),
+        ("name: demo\nbase: {uri: 'sample://x', chat_template_file: gone.jinja}", "gone.jinja"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(BadInput, match=expected):
+        recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_a_missing_file_lists_the_presets() -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.yaml.*Presets: .*demo"):
+        recipe.load("nowhere.yaml")
+
+
+def test_a_recipe_travels_as_json(demo: Path) -> None:
+    loaded, _ = recipe.load(demo)
+    assert recipe.Recipe.model_validate_json(loaded.model_dump_json()) == loaded
