@@ -154,14 +154,14 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     def fill(_folder: Path) -> dict[str, int]:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(WorldFailed, match="No space left on device.*Free disk space"):
+    with pytest.raises(WorldFailed, match=r"No space left on device.*Free disk space"):
         Store(tmp_path).make(Note, {}, fill)
 
 
 def test_an_unwritable_home_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NIGHTOWL_HOME", str(tmp_path / "file" / "home"))
-    with pytest.raises(BadInput, match="NIGHTOWL_HOME.*cannot be written to"):
+    with pytest.raises(BadInput, match=r"NIGHTOWL_HOME.*cannot be written to"):
         home()
 
 

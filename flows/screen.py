@@ -1,0 +1,64 @@
+"""What a person in front of a terminal sees while a night runs.
+
+The stages speak through the `nightowl` logger: on a worker those lines go to Prefect's log, and in a
+terminal this module prints them as they are. Progress is a bar on a terminal and a line every tenth
+of the way elsewhere, so that a log file stays readable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger("nightowl")
+# Standard output is for results (`--json` included); the story of the night goes to standard error.
+console = Console(stderr=True, highlight=False)
+
+Advance = Callable[[int, int, str], None]
+
+
+class _Story(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno, "")
+        console.print(self.format(record), style=style, markup=False, soft_wrap=True)
+
+
+def tell() -> None:
+    """Print what the stages say to this terminal; calling it twice changes nothing."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, _Story) for handler in log.handlers):
+        log.addHandler(_Story())
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Advance]:
+    """Show how far a stage is; yields `advance(done, total, note)`."""
+    if not console.is_terminal:
+        yield _by_tenths(title)
+        return
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def advance(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield advance
+
+
+def _by_tenths(title: str) -> Advance:
+    said = -1
+
+    def advance(done: int, total: int, note: str) -> None:
+        nonlocal said
+        tenth = 10 * done // max(total, 1)
+        if tenth != said:
+            said = tenth
+            log.info("  %s %d/%d %s", title, done, total, note)
+
+    return advance
