@@ -86,6 +86,9 @@ class Mixture(Part):
     """Share of the prompts that are held out for the loss during training, by hash of the prompt."""
     rows: int | None = Field(None, ge=1)
     """Most rows in the training split; null: all that the shares allow."""
+    same_prompt: Literal["first", "all"] = "first"
+    """Conversations of one kind that ask the same and get other answers: first keeps the best-ranked source's
+    first one and sets the others aside; all keeps them, in one split."""
 
 
 class Training(Part):

@@ -34,7 +34,10 @@ class TokenisedMixture(RowManifest):
 
     Files: `train.parquet`, `validation.parquet`, `test.parquet` (schema CONVERSATION, and `input_ids`:
     list of i32, `loss_mask`: list of bool), `set_aside.parquet` (row_id, source, reason, detail) and
-    `composition.png`. `rows_out` counts the rows of all three splits.
+    `composition.png` and `.svg`. `rows_out` counts the rows of all three splits. `limited_by`: the source
+    that is used up, or "mixture.rows", whichever keeps the training split from being larger; None when no
+    row was set aside for its source's share. `chat_template` and `tokenizer`: digests, of what the tokens
+    were made with.
     """
 
     kind = "mixture"
@@ -42,5 +45,6 @@ class TokenisedMixture(RowManifest):
     recipe: str
     splits: dict[str, Split]
     shares: dict[str, SharePart]
+    limited_by: str | None = None
     chat_template: str
     tokenizer: str

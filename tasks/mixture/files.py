@@ -1,0 +1,116 @@
+"""Split files: rows gathered from their sources and written in a given order, in bounded memory, byte for byte alike.
+
+Random access into Parquet is slow and a whole split may not fit in memory, so rows go through buckets: each
+source is read once, front to back, every row is put in the bucket that its place belongs to, and each bucket is
+then sorted and appended. The bytes depend on the rows, their order and the version of Arrow, and on nothing
+else: one thread encodes, and row groups, compression and statistics are pinned.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.conversations import CONVERSATION
+from tasks.errors import WorldFailed
+from tasks.mixture.split import SPLITS
+
+BUCKET_ROWS = 32_768
+BATCH_ROWS = 8_192
+ROW_GROUP = 4_096
+
+
+def conversations_with_tokens(folder: Path) -> Iterator[pl.DataFrame]:
+    """A gated source's rows with `input_ids` and `loss_mask`, and `at`, their place in the file, batch by batch.
+
+    Raises WorldFailed when the two files do not hold the same rows in the same order.
+    """
+    files = [pl.scan_parquet(folder / name) for name in ("conversations.parquet", "tokens.parquet")]
+    damaged = WorldFailed(
+        str(folder),
+        "conversations.parquet and tokens.parquet do not hold the same rows in the same order",
+        "Remove that folder from the store; the night makes it again.",
+    )
+    counts = [file.select(pl.len()).collect().item() for file in files]
+    if counts[0] != counts[1]:
+        raise damaged
+    conversations = files[0].with_row_index("at")
+    tokens = files[1].select(pl.col("row_id").alias("token_row_id"), "input_ids", "loss_mask")
+    both = pl.concat([conversations, tokens], how="horizontal")
+    for batch in both.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        if not batch.filter(pl.col("row_id").ne_missing(pl.col("token_row_id"))).is_empty():
+            raise damaged
+        yield batch.drop("token_row_id")
+
+
+def write_splits(places: pl.DataFrame, folders: Mapping[str, Path], work: Path) -> None:
+    """Write `<split>.parquet` for each split in `places` (source, at, split, place) into `work`.
+
+    `folders`: the store folder of each source. `place` counts from 0 within each split.
+    """
+    scratch = work / "buckets"
+    scratch.mkdir()
+    places = places.with_columns(bucket=pl.col("place") // BUCKET_ROWS)
+    for number, (source, folder) in enumerate(folders.items()):
+        _scatter(places.filter(source=source).drop("source"), folder, scratch, str(number))
+    for split in SPLITS:
+        _gather(split, places.filter(split=split)["bucket"].n_unique(), scratch, work / f"{split}.parquet")
+    shutil.rmtree(scratch)
+
+
+def _scatter(places: pl.DataFrame, folder: Path, scratch: Path, suffix: str) -> None:
+    with ExitStack() as stack:
+        writers: dict[Path, pa.RecordBatchFileWriter] = {}
+        for batch in conversations_with_tokens(folder):
+            wanted = batch.join(places, on="at", how="inner").drop("at")
+            for (split, bucket), rows in wanted.group_by(["split", "bucket"]):
+                table = _plain(rows.drop("split", "bucket"))
+                path = scratch / f"{split}-{bucket}-{suffix}.arrow"
+                if path not in writers:
+                    writers[path] = stack.enter_context(pa.ipc.new_file(path, table.schema))
+                writers[path].write_table(table)
+
+
+def _gather(split: str, buckets: int, scratch: Path, target: Path) -> None:
+    schema = pl.Schema({**CONVERSATION, "input_ids": pl.List(pl.Int32), "loss_mask": pl.List(pl.Boolean)})
+    empty = _plain(pl.DataFrame(schema=schema))
+    with pq.ParquetWriter(
+        target,
+        empty.schema,
+        version="2.6",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=["source", "revision", "kind"],
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        for bucket in range(buckets):
+            parts = []
+            for path in sorted(scratch.glob(f"{split}-{bucket}-*.arrow")):
+                with pa.ipc.open_file(path) as reader:
+                    parts.append(reader.read_all())
+                path.unlink()
+            table = pa.concat_tables(parts).sort_by("place").select(empty.schema.names)
+            writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP)
+
+
+def _plain(rows: pl.DataFrame) -> pa.Table:
+    """An Arrow table without the 64-bit offsets of Polars, which some readers of Parquet do not take."""
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return table.cast(pa.schema([pa.field(f.name, _narrow(f.type)) for f in table.schema]))
+
+
+def _narrow(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_narrow(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(f.name, _narrow(f.type)) for f in kind])
+    return kind

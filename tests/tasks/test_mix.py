@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.conversations import CONVERSATION
+from tasks.errors import BadInput, Refused, WorldFailed
+from tasks.mix import mix
+from tasks.mixture import TokenisedMixture
+from tasks.recipe import Recipe, parse
+from tasks.store import Store, file_digest
+
+Made = Callable[..., Any]
+SHARES = {"tools": 0.5, "sums": 0.3, "talk": 0.2}
+KINDS = {"tools": "tool", "sums": "reasoning", "talk": "chat"}
+
+
+def recipe(shares: dict[str, float] = SHARES, kinds: dict[str, str] = KINDS, **mixture: Any) -> Recipe:
+    return parse(
+        {
+            "name": "test",
+            "base": {"uri": "sample://base", "chat_template": "{{ messages }}"},
+            "sources": [{"name": n, "uri": f"sample://{n}", "kind": kinds[n], "share": s} for n, s in shares.items()],
+            "mixture": mixture,
+            "evaluation": {"suites": [{"name": "held_out_loss", "kind": next(iter(kinds.values())), "role": "target"}]},
+        }
+    )
+
+
+@pytest.fixture
+def sources(gated: Made, varied: Made) -> list[Any]:
+    return [gated(name, varied(name, 300, kind)) for name, kind in KINDS.items()]
+
+
+def read(store: Store, mixture: TokenisedMixture, split: str) -> pl.DataFrame:
+    return pl.read_parquet(store.folder(mixture) / f"{split}.parquet")
+
+
+def test_reaches_the_shares_and_adds_up(store: Store, sources: list[Any]) -> None:
+    mixture = mix(recipe(), sources, store)
+    train = read(store, mixture, "train")
+    supervised = train.select("source", n=pl.col("loss_mask").list.sum()).group_by("source").agg(pl.col("n").sum())
+    whole = supervised["n"].sum()
+    for name, tokens in supervised.iter_rows():
+        assert tokens / whole == pytest.approx(SHARES[name], abs=0.01)
+        assert mixture.shares[name].reached == tokens / whole
+    everything = pl.concat([read(store, mixture, split) for split in ("train", "validation", "test")])
+    set_aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet")
+    assert mixture.rows_in == 900 == everything.height + set_aside.height
+    assert mixture.set_aside == {"above share": set_aside.height}
+    assert everything["row_id"].n_unique() == everything.height
+    assert everything.drop("input_ids", "loss_mask").schema == pl.Schema(CONVERSATION)
+    assert mixture.splits["train"].rows == train.height
+    assert mixture.splits["train"].tokens == train["input_ids"].list.len().sum()
+    assert mixture.limited_by == "tools"
+
+
+def test_rows_keep_their_own_tokens(store: Store, sources: list[Any]) -> None:
+    mixture = mix(recipe(), sources, store)
+    for source in sources:
+        folder = store.folder(source)
+        given_tokens = pl.read_parquet(folder / "conversations.parquet").join(
+            pl.read_parquet(folder / "tokens.parquet"), on="row_id"
+        )
+        for split in ("train", "validation", "test"):
+            written = read(store, mixture, split).filter(source=source.source)
+            expected = given_tokens.join(written.select("row_id"), on="row_id", how="semi")
+            assert written.sort("row_id").equals(expected.select(written.columns).sort("row_id"))
+
+
+def test_the_picture_and_all_files_are_in_the_manifest(store: Store, sources: list[Any]) -> None:
+    mixture = mix(recipe(), sources, store)
+    splits = {f"{split}.parquet" for split in ("train", "validation", "test")}
+    assert set(mixture.files) == {*splits, "set_aside.parquet", "composition.png", "composition.svg"}
+    assert (store.folder(mixture) / "composition.png").stat().st_size > 20_000
+
+
+def test_without_validation_that_split_is_there_and_empty(store: Store, sources: list[Any]) -> None:
+    mixture = mix(recipe(validation=0), sources, store)
+    assert read(store, mixture, "validation").is_empty()
+    assert read(store, mixture, "validation").schema == read(store, mixture, "train").schema
+
+
+def test_mixture_rows_caps_training(store: Store, sources: list[Any]) -> None:
+    mixture = mix(recipe(rows=100), sources, store)
+    assert 97 <= mixture.splits["train"].rows <= 100
+    assert mixture.limited_by == "mixture.rows"
+    for part in mixture.shares.values():
+        assert part.reached == pytest.approx(part.asked, abs=0.01)
+    assert mixture.splits["test"].rows == mix(recipe(), sources, store).splits["test"].rows
+
+
+def test_of_twins_the_better_ranked_source_keeps_its_copy(
+    store: Store, gated: Made, varied: Made, conversation: Made
+) -> None:
+    first, second = varied("one", 200), varied("two", 200)
+    spaced = conversation(first[7]["messages"][0]["content"], first[7]["messages"][1]["content"].replace(" ", "  "))
+    other = conversation(first[8]["messages"][0]["content"], "quite another answer")
+    thinks = conversation(first[9]["messages"][0]["content"], "an answer", "reasoning", thinking="hm")
+    conversations = [
+        gated("two", [*first[:5], spaced, other, *second, second[0]]),
+        gated("one", first),
+        gated("sums", [*varied("sums", 200, "reasoning"), thinks]),
+    ]
+    shares, kinds = {"one": 0.4, "two": 0.4, "sums": 0.2}, {"one": "chat", "two": "chat", "sums": "reasoning"}
+    mixture = mix(recipe(shares, kinds), conversations, store)
+    aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet").filter(pl.col("reason") != "above share")
+    assert set(aside["source"]) == {"two"}
+    assert mixture.set_aside["duplicate"] == 6
+    assert mixture.set_aside["duplicate apart from whitespace"] == 1
+    assert mixture.set_aside["same prompt, other answer"] == 1
+    assert aside.filter(row_id=other["row_id"])["detail"].item() == f"one, source row 8, {first[8]['row_id']}"
+    everything = mix(recipe(shares, kinds, same_prompt="all"), conversations, store)
+    assert "same prompt, other answer" not in everything.set_aside
+
+
+def test_a_conversation_keeps_its_split_as_data_grows_and_seeds_and_sources_change(
+    store: Store, gated: Made, varied: Made
+) -> None:
+    def splits(mixture: TokenisedMixture) -> dict[str, str]:
+        return {
+            row_id: split
+            for split in ("train", "validation", "test")
+            for row_id in read(store, mixture, split)["row_id"]
+        }
+
+    def sized(rows: int) -> list[Any]:
+        return [gated(name, varied(name, rows, kind)) for name, kind in KINDS.items()]
+
+    before = splits(mix(recipe(), sized(200), store))
+    backwards = dict(reversed(SHARES.items()))
+    after = splits(mix(recipe(backwards, KINDS, seed=7, rows=150), sized(400)[::-1], store))
+    held_out = {row_id for row_id, split in before.items() if split != "train"}
+    assert held_out <= after.keys()
+    assert all(after[row_id] == split for row_id, split in before.items() if row_id in after)
+
+
+def test_growing_data_keeps_most_choices(store: Store, gated: Made, varied: Made) -> None:
+    def chosen(rows: int) -> set[str]:
+        sources = [gated(name, varied(name, rows, kind)) for name, kind in KINDS.items()]
+        return set(read(store, mix(recipe(rows=100), sources, store), "train")["row_id"])
+
+    # With a fraction f more data, a row that was among the first in hash order stays there with chance 1/(1+f).
+    assert len(chosen(300) & chosen(330)) >= 75
+
+
+def test_another_seed_gives_another_order(store: Store, sources: list[Any]) -> None:
+    mixtures = [mix(recipe(seed=seed), sources, store) for seed in (0, 1)]
+    orders = [read(store, m, "train")["row_id"].to_list() for m in mixtures]
+    assert orders[0] != orders[1]
+    assert mixtures[0].files["test.parquet"] == mixtures[1].files["test.parquet"]
+    # Shuffled: no source comes in a block.
+    sources_in_order = read(store, mixtures[0], "train")["source"].rle_id()
+    assert sources_in_order.n_unique() > sources_in_order.len() / 4
+
+
+def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads(
+    store: Store, sources: list[Any], tmp_path: Path
+) -> None:
+    script = tmp_path / "mix_again.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from tasks.conversations import Conversations; from tasks.mix import mix\n"
+        "from tasks.recipe import Recipe; from tasks.store import Store\n"
+        "store = Store(Path(sys.argv[1]))\n"
+        "recipe = Recipe.model_validate_json(Path(sys.argv[2]).read_text())\n"
+        "mixture = mix(recipe, store.all(Conversations), store)\n"
+        "print(*(f'{n}={d}' for n, d in mixture.files.items() if n.endswith('.parquet')))\n"
+    )
+    (tmp_path / "recipe.json").write_text(recipe().model_dump_json())
+    printed = set()
+    for threads in ("1", "5"):
+        target = tmp_path / threads
+        target.mkdir()
+        (target / "conversations").symlink_to(store.root / "conversations")
+        environment = {**os.environ, "POLARS_MAX_THREADS": threads, "PYTHONHASHSEED": threads}
+        environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+        done = subprocess.run(
+            [sys.executable, str(script), str(target), str(tmp_path / "recipe.json")],
+            env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        printed.add(done.stdout)
+    here = mix(recipe(), sources, store)
+    printed.add(" ".join(f"{n}={d}" for n, d in here.files.items() if n.endswith(".parquet")) + "\n")
+    assert len(printed) == 1, printed
+
+
+def test_a_second_mix_of_the_same_inputs_makes_nothing(store: Store, sources: list[Any]) -> None:
+    first = mix(recipe(), sources, store)
+    assert mix(recipe(), list(reversed(sources)), store) == first
+    assert mix(recipe(seed=1), sources, store).address != first.address
+
+
+def test_files_span_buckets_and_row_groups(
+    store: Store, sources: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = mix(recipe(), sources, store)
+    monkeypatch.setattr("tasks.mixture.files.BUCKET_ROWS", 64)
+    monkeypatch.setattr("tasks.mixture.files.BATCH_ROWS", 17)
+    other = Store(tmp_path / "other")
+    other.root.mkdir()
+    (other.root / "conversations").symlink_to(store.root / "conversations")
+    pieces = mix(recipe(), sources, other)
+    for split in ("train", "validation", "test"):
+        assert read(store, whole, split).equals(read(other, pieces, split))
+    assert not list(other.folder(pieces).glob("buckets"))
+
+
+def test_a_source_with_nothing_left_is_named(store: Store, gated: Made, varied: Made) -> None:
+    rows = varied("one", 100)
+    kinds = {"one": "chat", "two": "chat"}
+    with pytest.raises(BadInput, match=r"sources\.two.*nothing|sources\.two.*no supervised token"):
+        mix(recipe({"one": 0.5, "two": 0.5}, kinds), [gated("one", rows), gated("two", rows[:10])], store)
+    with pytest.raises(BadInput, match=r"sources\.two"):
+        mix(recipe({"one": 0.5, "two": 0.5}, kinds), [gated("one", rows), gated("two", [])], store)
+    assert not store.all(TokenisedMixture)
+
+
+def test_a_share_out_of_reach_names_source_share_and_tokens(store: Store, gated: Made, conversation: Made) -> None:
+    def source(name: str, rows: int, tokens: int) -> Any:
+        return gated(name, [conversation(f"{name} number {n}", f"answer {n}", tokens=tokens) for n in range(rows)])
+
+    kinds = {"one": "chat", "two": "chat"}
+    with pytest.raises(BadInput, match=r"sources\.\w+\.share: 0\.\d+ cannot be reached within 1%.*supervised tokens"):
+        mix(recipe({"one": 0.9, "two": 0.1}, kinds, rows=12), [source("one", 60, 20), source("two", 60, 900)], store)
+
+
+def test_a_kind_that_a_suite_needs_has_to_be_held_out(store: Store, gated: Made, varied: Made) -> None:
+    sources = [gated("tools", varied("tools", 2, "tool")), gated("talk", varied("talk", 200, "chat"))]
+    with pytest.raises(BadInput, match=r"mixture\.test.*none of the 2 tool conversations"):
+        mix(recipe({"tools": 0.1, "talk": 0.9}, {"tools": "tool", "talk": "chat"}, test=0.001), sources, store)
+
+
+def test_missing_and_refused_sources(store: Store, sources: list[Any], gated: Made, varied: Made) -> None:
+    with pytest.raises(BadInput, match=r"sources\.talk"):
+        mix(recipe(), sources[:2], store)
+    with pytest.raises(Refused, match="talk"):
+        mix(recipe(), [*sources[:2], gated("talk", varied("talk", 50), passed=False)], store)
+    other_tokens = gated("talk", varied("talk", 50), tokenizer="u" * 64)
+    with pytest.raises(BadInput, match="tokenizer"):
+        mix(recipe(), [*sources[:2], other_tokens], store)
+
+
+def test_files_that_do_not_belong_together_are_an_error(store: Store, sources: list[Any]) -> None:
+    file = store.folder(sources[0]) / "tokens.parquet"
+    tokens = pl.read_parquet(file)
+    tokens.reverse().write_parquet(file)
+    with pytest.raises(WorldFailed, match="same rows in the same order"):
+        mix(recipe(), sources, store)
+    tokens.head(299).write_parquet(file)
+    with pytest.raises(WorldFailed, match="same rows in the same order"):
+        mix(recipe(), sources, store)
+    assert file_digest(file)
+    assert not store.all(TokenisedMixture)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_rows_are_conserved_and_nothing_leaks_whatever_comes(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory, gated: Made, conversation: Made, store: Store
+) -> None:
+    questions = [f"question {n}" for n in range(12)] + ["Question 1", " question  2", "", "ﬁne", "fine"]
+    row = st.builds(
+        conversation,
+        st.sampled_from(questions),
+        st.sampled_from(["yes", "no", " yes ", "Yes", "", "a b", "a  b"]),
+        st.just("chat"),
+        st.integers(0, 5),
+    )
+    sources = {name: data.draw(st.lists(row, max_size=40), label=name) for name in ("one", "two")}
+    wanted = recipe(
+        {"one": 0.5, "two": 0.5},
+        {"one": "chat", "two": "chat"},
+        seed=data.draw(st.integers(0, 3)),
+        test=data.draw(st.sampled_from([0.2, 0.4])),
+        same_prompt=data.draw(st.sampled_from(["first", "all"])),
+    )
+    given_sources = [gated(name, rows) for name, rows in sources.items()]
+    try:
+        mixture = mix(wanted, given_sources, store)
+    except BadInput:
+        return
+    splits = {split: read(store, mixture, split) for split in ("train", "validation", "test")}
+    aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet")
+    before = sorted(row["row_id"] for rows in sources.values() for row in rows)
+    assert sorted([*aside["row_id"], *(i for frame in splits.values() for i in frame["row_id"])]) == before
+    assert mixture.rows_in == len(before)
+
+    def prompts(frame: pl.DataFrame) -> set[str]:
+        return {" ".join(messages[0]["content"].lower().split()) for messages in frame["messages"]}
+
+    assert not prompts(splits["train"]) & (prompts(splits["test"]) | prompts(splits["validation"]))
