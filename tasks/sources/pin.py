@@ -1,0 +1,14 @@
+"""What a source points at now."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Pin(BaseModel):
+    """`revision`: a commit, or a digest that stands for one; `requested`: the branch or tag it was asked as, if any."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    revision: str
+    requested: str | None

@@ -1,0 +1,309 @@
+"""Data files as a stream of records: Parquet, JSON lines, JSON, CSV, and .gz or .zst of them.
+
+A file is read in pieces, so its size is not bounded by memory, and whatever is wrong with it is
+said with its name and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import orjson
+
+from tasks.errors import BadInput
+
+Record = dict[str, Any]
+
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+PACKED = (".gz", ".zst")
+DATA_SUFFIXES = tuple(form + packed for form in FORMATS for packed in ("", *PACKED))
+
+# A batch ends at whichever comes first; the bytes are of the text as it lies in the file.
+BATCH_ROWS = 50_000
+BATCH_BYTES = 32 * 2**20
+_PIECE = 2**20
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file's name says that it holds rows this module reads."""
+    return name.lower().endswith(DATA_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
+
+
+def read_records(path: Path, shown: str, *, header: bool = True) -> Iterator[list[Record]]:
+    """The records of one data file in batches; `shown` is the file's name in messages.
+
+    `header`: whether the first line of a CSV file names its columns; else they are column_1, column_2, ...
+
+    Raises BadInput, with file and line, for a file or a line that is not what its name says.
+    """
+    form = _form(path.name)
+    try:
+        with _opened(path) as file:
+            if form == ".parquet":
+                yield from _parquet(file, shown)
+            elif form in (".csv", ".tsv"):
+                yield from _csv(file, shown, "\t" if form == ".tsv" else ",", header)
+            elif form == ".json":
+                yield from _json(file, shown)
+            else:
+                yield from _json_lines(file, shown)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _unreadable(shown, error) from error
+    except Exception as error:
+        # zstandard is imported only where a .zst file is read.
+        if type(error).__module__.startswith("zstandard"):
+            raise _unreadable(shown, error) from error
+        raise
+
+
+def _form(name: str) -> str:
+    lowered = name.lower()
+    for packed in PACKED:
+        lowered = lowered.removesuffix(packed)
+    return "." + lowered.rpartition(".")[2]
+
+
+def _unreadable(shown: str, error: Exception) -> BadInput:
+    return BadInput(shown, type(error).__name__, f"cannot be unpacked ({error})", "Fetch or write the file again.")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's unpacked bytes; a seekable file for Parquet."""
+    packed = next((ending for ending in PACKED if path.name.lower().endswith(ending)), "")
+    with open(path, "rb") as raw:
+        if not packed:
+            yield raw
+            return
+        if packed == ".gz":
+            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+        else:
+            stream = cast(IO[bytes], io.BufferedReader(_Zstandard(raw), _PIECE))
+        if _form(path.name) != ".parquet":
+            yield stream
+            return
+        with tempfile.TemporaryFile(dir=path.parent) as unpacked:
+            while piece := stream.read(_PIECE):
+                unpacked.write(piece)
+            unpacked.seek(0)
+            yield unpacked
+
+
+class _Zstandard(io.RawIOBase):
+    """The content of one or more zstandard frames.
+
+    The package's own reader takes a file that ends inside a frame for a whole one; this one raises EOFError.
+    """
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        import zstandard
+
+        self.raw = raw
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.frame: Any = None
+        self.packed = b""
+        self.content = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.content:
+            if not self.packed:
+                self.packed = self.raw.read(_PIECE)
+            if not self.packed:
+                if self.frame is not None:
+                    raise EOFError("it ends inside a zstandard frame")
+                return 0
+            self.frame = self.frame or self.decompressor.decompressobj()
+            self.content = self.frame.decompress(self.packed)
+            self.packed = b""
+            if self.frame.eof:
+                self.packed = self.frame.unused_data
+                self.frame = None
+        taken = min(len(buffer), len(self.content))
+        buffer[:taken] = self.content[:taken]
+        self.content = self.content[taken:]
+        return taken
+
+
+def _parquet(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS // 10):
+            yield [_without_nulls(record) for record in batch.to_pylist(maps_as_pydicts="strict")]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(
+            shown, str(error)[:200], "is not a whole Parquet file", "Fetch or write the file again."
+        ) from error
+
+
+def _without_nulls(record: Record) -> Record:
+    """Nested structs without their null fields: a Parquet struct has no other way to say that a field is absent."""
+    return {name: _pruned(value) if isinstance(value, dict | list) else value for name, value in record.items()}
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _pruned(inner) for name, inner in value.items() if inner is not None}
+    return [_pruned(item) for item in value] if isinstance(value, list) else value
+
+
+def _json_lines(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.isspace():
+            continue
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise _bad_line(shown, number, line, f"is not JSON ({error.msg})") from error
+        if not isinstance(value, dict):
+            raise _bad_line(shown, number, line, "is not a JSON object")
+        batch.append(value)
+        size += len(line)
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _bad_line(shown: str, number: int, line: bytes, problem: str) -> BadInput:
+    excerpt = line.strip()[:80].decode("utf-8", "replace")
+    return BadInput(f"{shown}:{number}", excerpt, problem, "Correct or remove that line.")
+
+
+def _not_finite(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _json(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
+    """One array of objects, one object, or objects one after the other, without holding the file."""
+    decoder = json.JSONDecoder(parse_constant=_not_finite)
+    text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="")
+    batch: list[Record] = []
+    pending, line, size, piece = "", 1, 0, _PIECE
+    in_array: bool | None = None
+    closed = False
+    try:
+        while True:
+            read = text.read(piece)
+            pending += read
+            at = 0
+            while True:
+                # Commas are taken as blanks: what stands between two objects does not change either of them.
+                start = _skip(pending, at)
+                line += pending.count("\n", at, start)
+                at = start
+                if at >= len(pending):
+                    break
+                sign = pending[at]
+                if in_array is None and sign == "[":
+                    in_array, at = True, at + 1
+                    continue
+                in_array = bool(in_array)
+                if in_array and sign == "]" and not closed:
+                    closed, at = True, at + 1
+                    continue
+                if sign != "{" or closed:
+                    raise _bad_line(shown, line, pending[at : at + 80].encode(), "is not a JSON object")
+                try:
+                    value, end = decoder.raw_decode(pending, at)
+                except RecursionError as error:
+                    raise _bad_line(shown, line, pending[at : at + 80].encode(), "is nested too deep") from error
+                except ValueError as error:
+                    if read:
+                        break
+                    raise _bad_line(
+                        shown, line, pending[at : at + 80].encode(), f"begins what is not JSON ({error})"
+                    ) from error
+                batch.append(value)
+                size += end - at
+                line += pending.count("\n", at, end)
+                at = end
+                if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+            # An object larger than a piece is tried again at twice the size, not at every piece.
+            piece = max(_PIECE, len(pending) - at)
+            pending = pending[at:]
+            if not read:
+                break
+        if in_array and not closed:
+            raise BadInput(f"{shown}:{line}", "end of file", "ends inside its array", "Fetch or write the file again.")
+    except UnicodeDecodeError as error:
+        raise BadInput(shown, error.reason, "is not UTF-8 text", "Save it as UTF-8.") from error
+    finally:
+        text.detach()
+    if batch:
+        yield batch
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n,":
+        at += 1
+    return at
+
+
+def _csv(file: IO[bytes], shown: str, delimiter: str, header: bool) -> Iterator[list[Record]]:
+    """Every cell is text, as it is written: `007` stays `007`."""
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    batch: list[Record] = []
+    names: list[str] = []
+    size = 0
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if not names:
+                names = cells if header else [f"column_{n}" for n in range(1, len(cells) + 1)]
+                if len(set(names)) < len(names) or not all(names):
+                    raise BadInput(
+                        f"{shown}:{reader.line_num}",
+                        delimiter.join(names)[:80],
+                        "is no header: a column name is empty or appears twice",
+                        "Correct the header, or add ?header=false to the URI where the file has none.",
+                    )
+                if header:
+                    continue
+            if len(cells) != len(names):
+                raise BadInput(
+                    f"{shown}:{reader.line_num}",
+                    delimiter.join(cells)[:80],
+                    f"has {len(cells)} cells where the first line has {len(names)}",
+                    "Correct or remove that line.",
+                )
+            batch.append(dict(zip(names, cells, strict=True)))
+            size += sum(map(len, cells))
+            if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    except csv.Error as error:
+        raise BadInput(
+            f"{shown}:{reader.line_num}", str(error), "is not CSV", "Correct that line, and quote what needs quotes."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(shown, error.reason, "is not UTF-8 text", "Save it as UTF-8.") from error
+    finally:
+        text.detach()
+    if batch:
+        yield batch

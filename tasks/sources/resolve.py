@@ -1,0 +1,74 @@
+"""From a URI to what it points at, and from there to files: the one place that knows every scheme."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.errors import WorldFailed
+from tasks.sources import files, gym, sample, smollm2
+from tasks.sources.pin import Pin
+from tasks.sources.rows import has_header, survey
+from tasks.sources.uri import SourceUri, parse_uri
+
+What = Literal["data", "model"]
+
+
+class Unreachable(WorldFailed):
+    """No hub could be reached at all: what is already in the store may still serve."""
+
+
+def resolve(uri: str | SourceUri, what: What = "data") -> Pin:
+    """What a URI points at now: a commit, or a digest that stands for one. Downloads nothing.
+
+    Raises BadInput for a URI that cannot be one, Unreachable when its hub cannot be reached, and
+    WorldFailed for any other trouble on its way.
+    """
+    parsed = parse_uri(uri) if isinstance(uri, str) else uri
+    if parsed.scheme == "file":
+        return files.resolve(parsed) if what == "data" else files.resolve_model(parsed)
+    if parsed.scheme == "sample" and what == "model":
+        if parsed.path != smollm2.NAME or parsed.params:
+            raise parsed.bad("is no sample base model", f"There is one: sample://{smollm2.NAME}.")
+        return smollm2.resolve(parsed)
+    if parsed.scheme == "sample":
+        return sample.resolve(parsed)
+    if parsed.scheme == "gym" and what == "data":
+        return gym.resolve(parsed)
+    raise parsed.bad(f"is no source of a {what}", "See the recipe for the forms of a URI.")
+
+
+def write_data(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
+    """Write the files of a data source at a pin into a snapshot's folder; the fields of its manifest.
+
+    Raises BadInput for a source without rows and for a file that cannot be read, with its line.
+    """
+    licence: str | None = None
+    if uri.scheme == "file":
+        files.write(uri, pin, folder)
+    elif uri.scheme == "gym":
+        licence = gym.write(uri, folder)
+    else:
+        licence = sample.write(uri, folder)
+    rows = survey(folder, header=has_header(uri))
+    if not rows:
+        raise uri.bad("yields no rows", "Give a source with at least one row.")
+    return {**_origin(uri, pin, licence), "rows": rows, "size": _size(folder)}
+
+
+def write_base(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
+    """Write a base model's files into a base snapshot's folder; the fields of its manifest."""
+    licence: str | None = None
+    if uri.scheme == "file":
+        files.write_model(uri, pin, folder)
+    else:
+        licence = smollm2.write(uri, folder)
+    return {**_origin(uri, pin, licence), "size": _size(folder)}
+
+
+def _origin(uri: SourceUri, pin: Pin, licence: str | None) -> dict[str, Any]:
+    return {"uri": uri.text, "revision": pin.revision, "requested": pin.requested, "licence": licence}
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,233 @@
+"""`sample://tools`: tool calls over nine declared tools, generated with a seed.
+
+A conversation declares two to four of the tools, asks for one thing in one of several wordings and
+answers with one call. Arguments are strings, numbers, whole numbers, booleans and choices, some of
+them optional: asked for in some prompts and left out of others, so that the mapping from words to
+arguments has to be learnt. Prompts are distinct, which makes exactness on held-out ones mean something.
+
+Planted bad rows (see planted.py), in turn: a call to a tool that the conversation does not declare,
+arguments that don't fit the schema, an empty assistant turn, a stray end-of-turn token, a U+FFFD, an
+unfilled `{{name}}`, an exact duplicate of the row before.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tasks.sources.planted import Row, duplicate, empty_answer, placeholder, replacement_character, stray_end_token
+
+Arguments = dict[str, Any]
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_CITIES = _words(
+    "Paris Rome Oslo Lima Cairo Tokyo Delhi Berlin Madrid Dublin Athens Boston Lagos Quito Seoul Vienna Prague Zurich "
+    "Warsaw Lisbon"
+)
+_PEOPLE = _words("Anna Ben Carla David Emma Frank Grace Henry Iris Jack Karen Leo Maria Nina Oscar Paul")
+_ROOMS = ["kitchen", "bedroom", "office", "hall"]
+_DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday"]
+_COINS = ["USD", "EUR", "GBP", "JPY"]
+_KINDS = ["pdf", "image", "sheet"]
+_DISHES = _words("pasta tea rice eggs bread soup pizza coffee")
+_TOPICS = _words("budget invoice contract holiday garden recipe travel salary")
+_MEETINGS = _words("lunch review training dentist yoga interview call dinner")
+_MESSAGES = [
+    "I am late", "call me back", "see you soon", "thank you", "the door is open", "I am at home", "bring some milk",
+    "good night",
+]  # fmt: skip
+
+
+def _tool(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+_TEXT, _WHOLE, _NUMBER, _YES_NO = ({"type": kind} for kind in ("string", "integer", "number", "boolean"))
+
+
+def _choice(options: list[str]) -> dict[str, Any]:
+    return {"type": "string", "enum": options}
+
+
+def _timer(draw: random.Random) -> tuple[str, Arguments]:
+    minutes, dish = draw.randint(1, 90), draw.choice(_DISHES)
+    if draw.random() < 0.5:
+        wording = draw.choice(["Set a timer for {} minutes.", "Wake me in {} minutes.", "Count down {} minutes."])
+        return wording.format(minutes), {"minutes": minutes}
+    wording = draw.choice(["Set a {1} timer for {0} minutes.", "Time the {1} for {0} minutes.", "{0} minutes for {1}."])
+    return wording.format(minutes, dish), {"minutes": minutes, "label": dish}
+
+
+def _weather(draw: random.Random) -> tuple[str, Arguments]:
+    city, unit = draw.choice(_CITIES), draw.choice(["celsius", "fahrenheit"])
+    days = draw.randint(1, 7)
+    wording = draw.choice(
+        ["What is the weather in {} for {} days{}?", "Weather in {}, {} days{}.", "Forecast for {}, next {} days{}?"]
+    )
+    if draw.random() < 0.5:
+        return wording.format(city, days, ""), {"city": city, "days": days}
+    return wording.format(city, days, f" in {unit}"), {"city": city, "days": days, "unit": unit}
+
+
+def _currency(draw: random.Random) -> tuple[str, Arguments]:
+    source, target = draw.sample(_COINS, 2)
+    amount = draw.choice([draw.randint(2, 99), draw.randint(2, 99) + 0.5])
+    wording = draw.choice(["Convert {} {} to {}.", "How much is {} {} in {}?", "Change {} {} into {}."])
+    return wording.format(amount, source, target), {"amount": amount, "source": source, "target": target}
+
+
+def _message(draw: random.Random) -> tuple[str, Arguments]:
+    person, text = draw.choice(_PEOPLE), draw.choice(_MESSAGES)
+    wording = draw.choice(['Tell {}: "{}"', 'Send {} the message "{}"', 'Write to {}: "{}"'])
+    return wording.format(person, text), {"to": person, "text": text}
+
+
+def _event(draw: random.Random) -> tuple[str, Arguments]:
+    title, day, hour = draw.choice(_MEETINGS), draw.choice(_DAYS), draw.randint(7, 20)
+    wording = draw.choice(["Add {} on {} at {}.", "Plan {} for {} at {}.", "Put {} in my calendar, {} at {}."])
+    return wording.format(title, day.capitalize(), hour), {"title": title, "day": day, "hour": hour}
+
+
+def _light(draw: random.Random) -> tuple[str, Arguments]:
+    room, percent = draw.choice(_ROOMS), draw.randint(1, 100)
+    way = draw.randrange(3)
+    if way == 0:
+        wording = draw.choice(["Turn off the light in the {}, {}.", "{1}, switch the {0} light off."])
+        return wording.format(room, draw.choice(_PEOPLE)), {"room": room, "on": False}
+    if way == 1:
+        wording = draw.choice(["Turn on the light in the {}, {}.", "{1}, switch the {0} light on."])
+        return wording.format(room, draw.choice(_PEOPLE)), {"room": room, "on": True}
+    wording = draw.choice(["Turn on the {} light at {} percent.", "Light on in the {}, {} percent."])
+    return wording.format(room, percent), {"room": room, "on": True, "brightness": percent}
+
+
+def _files(draw: random.Random) -> tuple[str, Arguments]:
+    topic, kind, limit = draw.choice(_TOPICS), draw.choice(_KINDS), draw.randint(2, 20)
+    if draw.random() < 0.5:
+        wording = draw.choice(["Find {} files about {}.", "Show me {} files on {}."])
+        return wording.format(limit, topic), {"query": topic, "limit": limit}
+    wording = draw.choice(["Find {} {} files about {}.", "Show me {} {} files on {}."])
+    return wording.format(limit, kind, topic), {"query": topic, "limit": limit, "kind": kind}
+
+
+def _table(draw: random.Random) -> tuple[str, Arguments]:
+    people, hour, outdoor = draw.randint(2, 12), draw.randint(11, 22), draw.random() < 0.5
+    wording = draw.choice(
+        ["Book a table {2} for {0} at {1}.", "A table for {0} at {1}, {2}.", "Table {2}: {0} at {1}."]
+    )
+    place = "outside" if outdoor else "inside"
+    return wording.format(people, hour, place), {"people": people, "hour": hour, "outdoor": outdoor}
+
+
+def _dice(draw: random.Random) -> tuple[str, Arguments]:
+    count, sides = draw.randint(1, 9), draw.randint(4, 30)
+    wording = draw.choice(["Roll {} dice with {} sides.", "Throw {} dice of {} sides.", "{} dice, {} sides each."])
+    return wording.format(count, sides), {"count": count, "sides": sides}
+
+
+_TOOLS: list[tuple[dict[str, Any], Callable[[random.Random], tuple[str, Arguments]]]] = [
+    (_tool("set_timer", "Start a timer", {"minutes": _WHOLE, "label": _TEXT}, ["minutes"]), _timer),
+    (
+        _tool(
+            "get_weather",
+            "Forecast",
+            {"city": _TEXT, "days": _WHOLE, "unit": _choice(["celsius", "fahrenheit"])},
+            ["city", "days"],
+        ),
+        _weather,
+    ),
+    (
+        _tool(
+            "convert_currency",
+            "Convert money",
+            {"amount": _NUMBER, "source": _choice(_COINS), "target": _choice(_COINS)},
+            ["amount", "source", "target"],
+        ),
+        _currency,
+    ),
+    (_tool("send_message", "Send a text", {"to": _TEXT, "text": _TEXT}, ["to", "text"]), _message),
+    (
+        _tool(
+            "add_event",
+            "Add to calendar",
+            {"title": _TEXT, "day": _choice(_DAYS), "hour": _WHOLE},
+            ["title", "day", "hour"],
+        ),
+        _event,
+    ),
+    (
+        _tool(
+            "set_light",
+            "Switch a light",
+            {"room": _choice(_ROOMS), "on": _YES_NO, "brightness": _WHOLE},
+            ["room", "on"],
+        ),
+        _light,
+    ),
+    (
+        _tool(
+            "search_files",
+            "Find files",
+            {"query": _TEXT, "limit": _WHOLE, "kind": _choice(_KINDS)},
+            ["query", "limit"],
+        ),
+        _files,
+    ),
+    (
+        _tool(
+            "book_table",
+            "Book a table",
+            {"people": _WHOLE, "hour": _WHOLE, "outdoor": _YES_NO},
+            ["people", "hour", "outdoor"],
+        ),
+        _table,
+    ),
+    (_tool("roll_dice", "Roll dice", {"count": _WHOLE, "sides": _WHOLE}, ["count", "sides"]), _dice),
+]
+
+
+def conversations(seed: int) -> Iterator[Row]:
+    """Conversations without end; prompts repeat now and then."""
+    draw = random.Random(f"tools {seed}")
+    while True:
+        declared = draw.sample(_TOOLS, draw.choice([2, 2, 3, 3, 4]))
+        tool, ask = draw.choice(declared)
+        prompt, arguments = ask(draw)
+        call = {"name": tool["function"]["name"], "arguments": json.dumps(arguments)}
+        yield {
+            "messages": [
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]},
+            ],
+            "tools": [declared_tool for declared_tool, _ in declared],
+        }
+
+
+def _undeclared_tool(row: Row) -> Row:
+    """A call to a tool that the conversation does not declare."""
+    row["messages"][-1]["tool_calls"][0]["function"]["name"] = "delete_everything"
+    return row
+
+
+def _arguments_off_schema(row: Row) -> Row:
+    """A required argument is missing and another one is not of its type."""
+    row["messages"][-1]["tool_calls"][0]["function"]["arguments"] = json.dumps({"amount": "a lot"})
+    return row
+
+
+WAYS = {
+    "undeclared_tool": _undeclared_tool,
+    "arguments_off_schema": _arguments_off_schema,
+    "empty_answer": empty_answer,
+    "stray_end_token": stray_end_token,
+    "replacement_character": replacement_character,
+    "placeholder": placeholder,
+    "duplicate": duplicate,
+}
