@@ -1,5 +1,25 @@
 """Conversations: one row schema for every source, and the one function that makes token ids of a row."""
 
+from tasks.conversations.answer import Answer, ToolCall
+from tasks.conversations.canonical import canonical_json, canonical_tools
+from tasks.conversations.convert import convert, detect, formats
+from tasks.conversations.identity import prompt_key, row_ids
+from tasks.conversations.render import Renderer
 from tasks.conversations.schema import CONVERSATION, MESSAGES, Conversations, Finding
 
-__all__ = ["CONVERSATION", "MESSAGES", "Conversations", "Finding"]
+__all__ = [
+    "CONVERSATION",
+    "MESSAGES",
+    "Answer",
+    "Conversations",
+    "Finding",
+    "Renderer",
+    "ToolCall",
+    "canonical_json",
+    "canonical_tools",
+    "convert",
+    "detect",
+    "formats",
+    "prompt_key",
+    "row_ids",
+]

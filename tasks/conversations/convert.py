@@ -1,0 +1,177 @@
+"""From a source's table to conversations: detect the format, read each row, set aside what cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from tasks.conversations.canonical import Unconvertible
+from tasks.conversations.formats import FORMATS, Format
+from tasks.conversations.identity import row_ids
+from tasks.conversations.schema import CONVERSATION, MESSAGES
+from tasks.conversations.turns import Reading, Turn
+from tasks.errors import BadInput
+from tasks.recipe import Kind
+
+SET_ASIDE = {"source_row": pl.Int64, "reason": pl.String, "detail": pl.String}
+_LOOK_AT = 100
+_SLICE = 20_000
+
+
+def convert(
+    raw: pl.DataFrame,
+    *,
+    source: str,
+    revision: str,
+    kind: Kind,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Conversations (schema CONVERSATION) of a source's table, and the rows that cannot be one.
+
+    `raw` has the source's columns and `source_row` (i64). `format` names one of `formats()`, None: it is
+    detected; `columns` maps our field names to the source's columns. The second frame has source_row,
+    reason and detail; every row of `raw` is in exactly one of the two.
+
+    Raises BadInput where no or more than one format fits, with the columns and three rows.
+    """
+    table = _mapped(raw, columns)
+    name = format or detect(table)
+    if name not in FORMATS:
+        raise BadInput("format", name, "is not a format", f"Formats: {', '.join(FORMATS)}.")
+    chosen = FORMATS[name]
+    if missing := sorted(chosen.required - set(table.columns)):
+        raise _unfit(
+            "format",
+            name,
+            f"needs {_listed(missing)}, which the source does not have",
+            table,
+            "Map them in `columns`, from field name to the source's column, or name another format.",
+        )
+    parts = [_read(table.slice(at, _SLICE), chosen) for at in range(0, table.height, _SLICE)] or [_read(table, chosen)]
+    conversations = pl.concat([part for part, _ in parts]).with_columns(
+        source=pl.lit(source), revision=pl.lit(revision), kind=pl.lit(kind)
+    )
+    conversations = row_ids(conversations).select(*CONVERSATION).cast(CONVERSATION)  # type: ignore[arg-type]
+    return conversations, pl.concat([aside for _, aside in parts])
+
+
+def detect(raw: pl.DataFrame) -> str:
+    """The name of the format that a table is in, by its columns and first 100 rows.
+
+    Raises BadInput where none or more than one fits, with the columns and three rows.
+    """
+    columns = set(raw.columns)
+    fitting = []
+    for known in FORMATS.values():
+        if known.required <= columns:
+            rows = raw.head(_LOOK_AT).select(sorted(known.required | (known.optional & columns))).to_dicts()
+            if known.looks([{**dict.fromkeys(known.optional), **row} for row in rows]):
+                fitting.append(known.name)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        problem, way_out = f"fits more than one format ({', '.join(fitting)})", "Name one of them in `format`."
+    else:
+        known_columns = "; ".join(f"{known.name}: {', '.join(sorted(known.required))}" for known in FORMATS.values())
+        problem = "fits no format"
+        way_out = f"Name one in `format`, or map the fields of one in `columns`. Formats need {known_columns}."
+    raise _unfit("columns", sorted(columns - {"source_row"}), problem, raw, way_out)
+
+
+def formats() -> dict[str, str]:
+    """The formats by name, each with a line on what it holds."""
+    return {known.name: known.about for known in FORMATS.values()}
+
+
+def _mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFrame:
+    """The table with the mapped columns alone, under our names; all of it without a mapping."""
+    if columns is None:
+        return raw
+    fields = sorted({field for known in FORMATS.values() for field in known.required | known.optional})
+    if unknown := sorted(set(columns) - set(fields)):
+        raise BadInput(
+            f"columns.{unknown[0]}", columns[unknown[0]], "maps to no field we know", f"Fields: {', '.join(fields)}."
+        )
+    if absent := sorted(set(columns.values()) - set(raw.columns)):
+        raise _unfit(
+            "columns", absent[0], "is not a column of the source", raw, "Give the source's column after our field name."
+        )
+    return raw.select("source_row", **{field: pl.col(column) for field, column in columns.items()})
+
+
+def _read(table: pl.DataFrame, form: Format) -> tuple[pl.DataFrame, pl.DataFrame]:
+    names = [name for name in table.columns if name in form.required | form.optional]
+    absent: dict[str, Any] = dict.fromkeys(form.optional - set(names))
+    rows: list[int] = []
+    readings: list[Reading] = []
+    aside: list[tuple[int, str, str]] = []
+    for source_row, row in zip(table["source_row"], table.select(names).iter_rows(named=True), strict=True):
+        try:
+            readings.append(form.read({**absent, **row}))
+            rows.append(source_row)
+        except Unconvertible as error:
+            aside.append((source_row, error.reason, error.detail))
+    frame = pl.DataFrame(
+        {
+            "source_row": pl.Series(rows, dtype=pl.Int64),
+            "messages": _message_column([reading.turns for reading in readings]),
+            "tools": pl.Series([reading.tools for reading in readings], dtype=pl.String),
+        }
+    )
+    if frame.height + len(aside) != table.height:
+        raise RuntimeError(f"{form.name}: {table.height} rows in, {frame.height} read and {len(aside)} set aside")
+    return frame, pl.DataFrame(aside, schema=SET_ASIDE, orient="row")
+
+
+def _message_column(conversations: Sequence[Sequence[Turn]]) -> pl.Series:
+    """Turns as a column of type MESSAGES, built flat: many times faster than from nested objects."""
+    turns = [turn for conversation in conversations for turn in conversation]
+    calls = [call for turn in turns for call in turn.calls or ()]
+    call_struct = pa.StructArray.from_arrays(
+        [_text(call[0] for call in calls), _text(call[1] for call in calls)], ["name", "arguments"]
+    )
+    call_lists = pa.LargeListArray.from_arrays(
+        _offsets([len(turn.calls or ()) for turn in turns]),
+        call_struct,
+        mask=pa.array([turn.calls is None for turn in turns], pa.bool_()),
+    )
+    messages = pa.StructArray.from_arrays(
+        [
+            _text(turn.role for turn in turns),
+            _text(turn.content for turn in turns),
+            _text(turn.thinking for turn in turns),
+            call_lists,
+            _text(turn.call_id for turn in turns),
+        ],
+        ["role", "content", "thinking", "tool_calls", "tool_call_id"],
+    )
+    column = pa.LargeListArray.from_arrays(_offsets([len(turns) for turns in conversations]), messages)
+    return pl.Series("messages", pl.from_arrow(column)).cast(MESSAGES)
+
+
+def _text(values: Any) -> pa.Array:
+    return pa.array(list(values), pa.large_string())
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    offsets = [0]
+    for length in lengths:
+        offsets.append(offsets[-1] + length)
+    return pa.array(offsets, pa.int64())
+
+
+def _unfit(field: str, value: object, problem: str, raw: pl.DataFrame, way_out: str) -> BadInput:
+    rows = "\n".join(
+        "  " + ", ".join(f"{name}: {str(text)[:80]!r}" for name, text in row.items() if name != "source_row")
+        for row in raw.head(3).to_dicts()
+    )
+    columns = ", ".join(f"{name} ({dtype})" for name, dtype in raw.schema.items() if name != "source_row")
+    return BadInput(field, value, f"{problem}. Columns: {columns}. First rows:\n{rows or '  (none)'}\n", way_out)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,256 @@
+"""Chat templates as text: a conversation rendered, and the spans of it that a model would write itself.
+
+A span is what is trained on: it starts where the generation prompt of its turn ends and ends with the
+end-of-turn token. It is derived, not guessed from markers: a turn is trained when the text before it
+equals what inference renders for that turn (the messages before it, with the generation prompt of the
+turn's mode) and the turn itself stands in the full text as it does when it is the last one. A template
+that rewrites earlier turns (Qwen3 drops their thinking) thereby trains only the turns it leaves alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from tasks.conversations.canonical import canonical_json
+
+Message = dict[str, Any]
+Tools = list[dict[str, Any]] | None
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+# A template that prints today's date would give the same row other ids every night.
+_DATE = date(2024, 7, 26)
+
+
+class Unrenderable(Exception):
+    """A conversation that its template does not render, or not whole."""
+
+
+class Span(NamedTuple):
+    """Characters [start, end) of the text, which are what the model writes as message `turn`."""
+
+    turn: int
+    start: int
+    end: int
+
+
+class ChatTemplate:
+    """A Jinja chat template, with the tokens it may name (`bos_token`, ...) and those a model stops on."""
+
+    def __init__(
+        self, source: str | Mapping[str, str], named_tokens: Mapping[str, Any], stop_tokens: Sequence[str]
+    ) -> None:
+        by_name = {"default": source} if isinstance(source, str) else dict(source)
+        self.source = by_name.get("default") or next(iter(by_name.values()))
+        self.tool_source = by_name.get("tool_use", self.source)
+        self._named = dict(named_tokens)
+        if "strftime_now" in self.source or "strftime_now" in self.tool_source:
+            self._named |= {"strftime_now": _DATE.strftime, "date_string": _DATE.strftime("%d %b %Y")}
+        self.stop_tokens = tuple(stop_tokens)
+        self.arguments_as_text = False
+        self.exact_blocks = False
+
+    def render(self, messages: Sequence[Message], tools: Tools, *, thinking: bool, prompt: bool = False) -> str:
+        """The text of messages; with `prompt`, followed by the generation prompt of the mode.
+
+        Raises Unrenderable.
+        """
+        return self._render(messages, tools, thinking, prompt, False)[0]
+
+    def trained(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
+        """The text of a whole conversation and the spans to train on. Raises Unrenderable."""
+        return self.by_blocks(messages, tools) if self.exact_blocks else self.by_prefixes(messages, tools)
+
+    def by_prefixes(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
+        """Spans by rendering what inference sees before each turn; exact for any template."""
+        thinking = any(map(is_thinking, messages))
+        text = self.render(messages, tools, thinking=thinking)
+        spans = []
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.render(messages[:turn], tools, thinking=is_thinking(message), prompt=True)
+            if not text.startswith(before):
+                continue
+            last = turn == len(messages) - 1
+            upto = text if last else self.render(messages[: turn + 1], tools, thinking=thinking)
+            end = self._end_of_turn(upto, len(before))
+            if text.startswith(upto[:end]):
+                spans.append(Span(turn, len(before), end))
+        return text, spans
+
+    def by_blocks(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
+        """Spans of the template's `{% generation %}` blocks; one rendering, where they are proven exact."""
+        thinking = any(map(is_thinking, messages))
+        text, blocks = self._render(messages, tools, thinking, False, True)
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(turns) != len(blocks):
+            raise Unrenderable(f"{len(turns)} assistant turns, but {len(blocks)} generation blocks")
+        return text, [
+            Span(turn, start, self._end_of_turn(text[:end], start))
+            for turn, (start, end) in zip(turns, blocks, strict=True)
+        ]
+
+    def prove(self) -> None:
+        """Find out, on the probes, how this template wants arguments and whether its blocks are exact."""
+        for conversation, tools in probes():
+            if not any(message.get("tool_calls") for message in conversation):
+                continue
+            # Some templates concatenate arguments, others index into them.
+            self.arguments_as_text = not self._holds_arguments(conversation, tools)
+            if self.arguments_as_text and not self._holds_arguments(self.arguments(conversation), tools):
+                self.arguments_as_text = False
+            break
+        if _GENERATION.search(self.source) and self.tool_source == self.source:
+            self.exact_blocks = all(self._blocks_agree(self.arguments(c), tools) for c, tools in probes())
+
+    def arguments(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages with call arguments in the form the template wants: objects, or JSON text."""
+        if not self.arguments_as_text:
+            return list(messages)
+        out = []
+        for message in messages:
+            if message.get("tool_calls"):
+                calls = [
+                    {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+                    for call in message["tool_calls"]
+                ]
+                message = {**message, "tool_calls": calls}
+            out.append(message)
+        return out
+
+    def _holds_arguments(self, messages: Sequence[Message], tools: Tools) -> bool:
+        try:
+            return "Oslo" in self.render(messages, tools, thinking=False)
+        except Unrenderable:
+            return False
+
+    def _blocks_agree(self, messages: Sequence[Message], tools: Tools) -> bool:
+        try:
+            exact = self.by_prefixes(messages, tools)
+        except Unrenderable:
+            return True  # nothing to disagree about: neither way renders it
+        try:
+            return exact == self.by_blocks(messages, tools)
+        except Unrenderable:
+            return False
+
+    def _end_of_turn(self, text: str, start: int) -> int:
+        """Where the turn's end-of-turn token ends; only white space may follow it."""
+        end = max((at + len(token) for token in self.stop_tokens if (at := text.rfind(token, start)) >= 0), default=-1)
+        if end < 0 or text[end:].strip():
+            raise Unrenderable(f"an assistant turn does not end with a token that the model stops on: {text[-80:]!r}")
+        return end
+
+    def _render(
+        self, messages: Sequence[Message], tools: Tools, thinking: bool, prompt: bool, blocks: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, indices = render_jinja_template(
+                [messages],
+                tools=tools,
+                chat_template=self.tool_source if tools else self.source,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=blocks,
+                enable_thinking=thinking,
+                **self._named,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise Unrenderable(f"the chat template fails: {error}") from error
+        return texts[0], indices[0] if blocks else []
+
+
+def is_thinking(message: Message) -> bool:
+    """Whether a message carries a thinking trace."""
+    return bool(message.get("reasoning_content"))
+
+
+def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages of the schema as chat templates read them, arguments as objects.
+
+    Calls get the ids and results the ids and names that some templates print: results answer calls in order.
+    """
+    out: list[Message] = []
+    waiting: list[tuple[str, str]] = []
+    number = 0
+    for given in messages:
+        message: Message = {"role": given["role"], "content": given["content"] or ""}
+        if given["thinking"] and given["thinking"].strip():
+            message["reasoning_content"] = given["thinking"]
+        if given["tool_calls"]:
+            calls = []
+            for call in given["tool_calls"]:
+                number += 1
+                waiting.append((f"call{number:05d}", call["name"]))
+                function = {"name": call["name"], "arguments": json.loads(call["arguments"])}
+                calls.append({"id": waiting[-1][0], "type": "function", "function": function})
+            message["tool_calls"] = calls
+        if given["role"] == "tool" and waiting:
+            message["tool_call_id"], message["name"] = waiting.pop(0)
+        out.append(message)
+    return out
+
+
+@lru_cache(maxsize=4096)
+def template_tools(tools: str | None) -> tuple[Tools, tuple[str, ...]]:
+    """Declared tools as chat templates read them, fields in the usual order, and their names."""
+    if not tools:
+        return None, ()
+    listed: list[dict[str, Any]] = [
+        {"type": "function", "function": _ordered(tool["function"], ("name", "description", "parameters"))}
+        for tool in json.loads(tools)
+    ]
+    for tool in listed:
+        tool["function"]["parameters"] = _ordered(tool["function"]["parameters"], ("type", "properties", "required"))
+    return listed, tuple(tool["function"]["name"] for tool in listed)
+
+
+def _ordered(value: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+    return {key: value[key] for key in (*(k for k in first if k in value), *(k for k in value if k not in first))}
+
+
+def probes() -> Iterator[tuple[list[Message], Tools]]:
+    """Small conversations of every shape that rows have: what a template does with them, it does with rows."""
+
+    def turn(content: str, thinking: str = "", calls: Sequence[str] = ()) -> dict[str, Any]:
+        made = [{"name": "look_up", "arguments": canonical_json({"city": city, "days": 3})} for city in calls]
+        return {"role": "assistant", "content": content, "thinking": thinking, "tool_calls": made}
+
+    def other(role: str, content: str) -> dict[str, Any]:
+        return {"role": role, "content": content, "thinking": None, "tool_calls": None}
+
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "look_up", "description": "Look up.", "parameters": parameters}}
+    system, user, result = other("system", "Be brief."), other("user", "How is it?"), other("tool", '{"sky": "clear"}')
+    shapes = [
+        ([user, turn("", calls=["Oslo"])], True),
+        ([user, turn("Fine.")], False),
+        ([system, user, turn("Fine."), user, turn("Good.")], False),
+        ([user, turn("Fine.", "It is."), user, turn("Good.", "So.")], False),
+        ([user, turn("Fine."), user, turn("Good.", "So.")], False),
+        ([user, turn("Fine.", "It is."), user, turn("Good.")], False),
+        ([system, user, turn("Let me see.", calls=["Oslo"]), result, turn("Clear.")], True),
+        (
+            [
+                user,
+                turn("", "Ask both.", ["Oslo", "Rome"]),
+                result,
+                result,
+                turn("Clear.", "Well."),
+                user,
+                turn("Yes."),
+            ],
+            True,
+        ),
+        ([user, turn("No need.")], True),
+    ]
+    for messages, with_tools in shapes:
+        yield template_messages(messages), [tool] if with_tools else None

@@ -1,0 +1,132 @@
+"""Turns of a conversation as the formats build them, before they become a frame."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from tasks.conversations.answer import CALL, CALL_END, THINK, THINK_END
+from tasks.conversations.canonical import Unconvertible, calls_of, loads
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response", "ipython"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+}
+_CALLS = re.compile(rf"{CALL}\s*(.*?)\s*{CALL_END}", re.DOTALL)
+
+
+class Turn(NamedTuple):
+    """One message: `calls` are pairs of a name and canonical JSON arguments, None where there are none."""
+
+    role: str
+    content: str
+    thinking: str | None = None
+    calls: tuple[tuple[str, str], ...] | None = None
+    call_id: str | None = None
+
+
+class Reading(NamedTuple):
+    """What a format makes of one row: its turns, and declared tools as canonical JSON."""
+
+    turns: list[Turn]
+    tools: str | None = None
+
+
+def role_of(name: object) -> str:
+    """Our role of a source's; raises Unconvertible for an unknown one."""
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        raise Unconvertible("unknown_role", f"role {name!r}; known: {', '.join(ROLES)}")
+    return role
+
+
+def text_of(content: object, what: str) -> str:
+    """A message's text, given as text or as a list of typed parts; raises Unconvertible for anything but text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        # A column in which other rows hold parts carries those as JSON text.
+        if not (content.startswith('[{"') and '"type"' in content):
+            return content
+        try:
+            parts = loads(content, "content_not_text")
+        except Unconvertible:
+            return content
+        return _parts(parts, what) if all(isinstance(part, dict) and "type" in part for part in parts) else content
+    if isinstance(content, list):
+        return _parts(content, what)
+    raise Unconvertible("content_not_text", f"{what} is {type(content).__name__}: {str(content)[:200]}")
+
+
+def _parts(parts: Iterable[Any], what: str) -> str:
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text", None):
+            texts.append(text_of(part.get("text"), what))
+        else:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise Unconvertible("content_not_text", f"{what} has a part of type {kind!r}")
+    return "".join(texts)
+
+
+def required_text(row: Mapping[str, Any], name: str) -> str:
+    """A column's text; raises Unconvertible where the row has none."""
+    value = row[name]
+    if value is None:
+        raise Unconvertible("missing_field", f"{name} is null")
+    return text_of(value, name)
+
+
+def assistant(content: str, thinking: str | None = None, calls: Iterable[tuple[str, str]] = ()) -> Turn:
+    """An assistant turn; a `<think>` block that opens the content becomes its thinking.
+
+    White space around content and thinking is dropped: it would be trained on, and templates write their own.
+    """
+    content = content.strip()
+    if not thinking and content.startswith(THINK):
+        thinking, closed, content = content.removeprefix(THINK).partition(THINK_END)
+        if not closed:
+            raise Unconvertible("thinking_not_closed", f"{THINK}{thinking[:200]}")
+    return Turn("assistant", content.strip(), (thinking or "").strip() or None, tuple(calls) or None)
+
+
+def assistant_with_tags(content: str, thinking: str | None = None) -> Turn:
+    """An assistant turn whose calls stand as `<tool_call>` blocks in its text."""
+    turn = assistant(content, thinking)
+    calls = [call for body in _CALLS.findall(turn.content) for call in calls_of(_lenient(body))]
+    rest = _CALLS.sub("", turn.content).strip()
+    if CALL in rest or CALL_END in rest:
+        raise Unconvertible("call_not_closed", rest[:200])
+    return turn._replace(content=rest, calls=tuple(calls) or None)
+
+
+def _lenient(body: str) -> Any:
+    """A call's JSON, or the Python literal that early Hermes data writes in its place."""
+    try:
+        return loads(body, "call_not_json")
+    except Unconvertible:
+        import ast
+
+        try:
+            return ast.literal_eval(body)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise Unconvertible("call_not_json", f"{error} in {body[:200]!r}") from error
+
+
+def joined(turns: Iterable[Turn]) -> list[Turn]:
+    """Turns with consecutive assistant turns made one where the later is only calls: text, then its calls."""
+    out: list[Turn] = []
+    for turn in turns:
+        last = out[-1] if out else None
+        if last and last.role == turn.role == "assistant" and turn.calls and not turn.content:
+            thinking = "\n\n".join(filter(None, (last.thinking, turn.thinking))) or None
+            out[-1] = last._replace(calls=(last.calls or ()) + turn.calls, thinking=thinking)
+        else:
+            out.append(turn)
+    return out
