@@ -1,1 +1,59 @@
 """Registry: adapters, their lineage and the champion, in MLflow."""
+
+from tasks.registry.bundle import base_reference, pack
+from tasks.registry.card import markdown_table, model_card, score_table
+from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, shown, suite_rows
+from tasks.registry.lineage import Snapshots, code_tags, compact, mixture_tags, pinned, source_names, source_tags
+from tasks.registry.moves import Decision, alias_version, ensure_model, move, moves
+from tasks.registry.night import Night, Run, nights, training_run
+from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
+from tasks.registry.tracking import answers, client, tracking_uri
+from tasks.registry.versions import candidates, champion, create, find, get, log_model, log_scores
+
+__all__ = [
+    "BASE",
+    "Candidate",
+    "Champion",
+    "Decision",
+    "Move",
+    "Night",
+    "NightOutcome",
+    "NightRecord",
+    "Report",
+    "Run",
+    "Snapshots",
+    "SuiteRow",
+    "Version",
+    "alias_version",
+    "answers",
+    "base_reference",
+    "by_role",
+    "candidates",
+    "champion",
+    "client",
+    "code_tags",
+    "compact",
+    "create",
+    "ensure_model",
+    "find",
+    "get",
+    "items_of",
+    "log_model",
+    "log_scores",
+    "markdown_table",
+    "mixture_tags",
+    "model_card",
+    "move",
+    "moves",
+    "nights",
+    "pack",
+    "pinned",
+    "score_metrics",
+    "score_table",
+    "shown",
+    "source_names",
+    "source_tags",
+    "suite_rows",
+    "tracking_uri",
+    "training_run",
+]

@@ -1,0 +1,252 @@
+"""register: put a judged candidate into the registry, and move the champion.
+
+The candidate is logged as a model of its training run and becomes a version of the recipe's registered model, with
+its lineage, scores and verdict on it. Whether it also becomes champion is for `promote`, which moves one
+candidate at a time, only what the gate let through, and only while the champion it was judged against still reigns.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tasks import registry
+from tasks.conversations import Conversations
+from tasks.errors import BadInput, Refused
+from tasks.evaluation import Scores, Verdict
+from tasks.mixture import TokenisedMixture
+from tasks.recipe import Recipe
+from tasks.registry import BASE, Decision, Move, Night, Snapshots, SuiteRow, Version
+from tasks.sources import BaseSnapshot
+from tasks.store import Store, digest, home
+from tasks.training import Adapter
+
+
+def register(
+    recipe: Recipe,
+    night: Night,
+    adapter: Adapter,
+    mixture: TokenisedMixture,
+    snapshots: Snapshots,
+    conversations: Sequence[Conversations],
+    base: BaseSnapshot,
+    scores: Mapping[str, Scores],
+    verdict: Verdict,
+    store: Store,
+) -> Version:
+    """The adapter as a version of the registered model, alias `challenger` until it is promoted.
+
+    `scores`: of the base, the candidate and, where there is one, the champion, under any keys. An adapter that is
+    registered already keeps its version and gets the new verdict.
+
+    Raises BadInput for inputs that do not belong together or may not be registered, WorldFailed when MLflow
+    does not answer.
+    """
+    _belong_together(adapter, mixture, base, verdict)
+    mlflow, model = registry.client(), recipe.registered_model
+    rows = registry.suite_rows(registry.by_role(scores.values(), verdict), verdict, store)
+    night.verdict(verdict)
+    judged = _verdict_tags(verdict, rows)
+    with registry.answers(), FileLock(_lock(model)):
+        registry.ensure_model(mlflow, model, recipe.name)
+        version = registry.find(mlflow, model, adapter.address)
+        if version is None:
+            tags = {
+                **_lineage_tags(recipe, night, adapter, mixture, snapshots, conversations, base),
+                **judged,
+            }
+            card = registry.model_card(recipe, base, adapter, mixture, snapshots, conversations, rows, verdict)
+            version = _enter(recipe, night, adapter, mixture, snapshots, conversations, base, rows, card, tags, store)
+        else:
+            for key, value in judged.items():
+                mlflow.set_model_version_tag(model, str(version.version), key, value)
+        if registry.alias_version(mlflow, model, "champion") != version.version:
+            mlflow.set_registered_model_alias(model, "challenger", str(version.version))
+    night.tags({f"nightowl.version.{adapter.address}": f"{model}/{version.version}"})
+    return version
+
+
+def promote(version: Version, who: str | None = None, why: str | None = None, override: str | None = None) -> Move:
+    """Make a version champion; the one before becomes `previous`. Doing it twice changes nothing.
+
+    `override`: a person's reason to promote what the gate did not let through.
+
+    Raises Refused when the gate did not say promote, and when the champion is no longer the one that the version
+    was judged against.
+    """
+    mlflow = registry.client()
+    with registry.answers():
+        tags = mlflow.get_model_version(version.model, str(version.version)).tags
+    verdict, against = tags["nightowl.verdict"], tags["nightowl.against"]
+    said = f"the gate said {verdict}: {' '.join(json.loads(tags['nightowl.reasons']))}"
+
+    def decide(found: int | None, previous: int | None) -> Decision:
+        if found == version.version:
+            return Decision(None, "already champion")
+        if verdict != "promote" and override is None:
+            return Decision(None, f"refused: {said}")
+        reigning = BASE
+        if found is not None:
+            reigning = mlflow.get_model_version(version.model, str(found)).tags["nightowl.adapter"]
+        if reigning != against:
+            name = f"version {found}" if found is not None else "none"
+            return Decision(None, f"refused: judged against {_name(against)}, but champion is {name} now")
+        return Decision(
+            version.version, f"promoted over {f'version {found}' if found is not None else 'the base model'}"
+        )
+
+    reason = f"override: {override}; {said}" if override else (why or said)
+    done = registry.move(mlflow, version.model, "promote", version.version, decide, who, reason)
+    if done.outcome.startswith("refused"):
+        way_out = "Promote it with a reason to override." if "judged" not in done.outcome else "Evaluate it again."
+        raise Refused(f"{version.model} version {version.version}: {done.outcome}. {way_out}")
+    _announce(version.model, done)
+    return done
+
+
+def rollback(model: str, to: int | None = None, who: str | None = None, why: str = "") -> Move:
+    """Make an earlier version champion again: `to`, else the alias `previous`.
+
+    Raises BadInput when there is no such version or nothing to go back to.
+    """
+    mlflow = registry.client()
+    if to is not None and registry.get(model, to) is None:
+        raise BadInput("--to", to, f"is no version of {model}", "See `nightowl candidates`.")
+
+    def decide(found: int | None, previous: int | None) -> Decision:
+        target = to if to is not None else previous
+        if target is None or found is None:
+            return Decision(None, "refused: there is no previous champion to go back to")
+        if target == found:
+            return Decision(None, "already champion")
+        return Decision(target, f"rolled back from version {found}")
+
+    done = registry.move(mlflow, model, "rollback", to, decide, who, why)
+    if done.outcome.startswith("refused"):
+        raise BadInput("rollback", model, "has no previous champion", "Name a version with --to.")
+    _announce(model, done)
+    return done
+
+
+def _enter(
+    recipe: Recipe,
+    night: Night,
+    adapter: Adapter,
+    mixture: TokenisedMixture,
+    snapshots: Snapshots,
+    conversations: Sequence[Conversations],
+    base: BaseSnapshot,
+    rows: Sequence[SuiteRow],
+    card: str,
+    tags: Mapping[str, str],
+    store: Store,
+) -> Version:
+    mlflow = night.mlflow
+    run_id = registry.training_run(night, adapter)
+    if run_id is None:
+        # Trained under another tracking server, or before its run could be recorded: it gets a run here.
+        with night.stage("register", adapter.short) as stage:
+            stage.inputs(mixture, snapshots, conversations)
+            stage.made(adapter)
+            run_id = stage.id
+    reference = registry.base_reference(base)
+    config = {"base": reference, "dtype": _dtype(store.folder(base) / reference["folder"]), "max_new_tokens": 256}
+    params = {"base": base.uri, "rank": str(recipe.training.rank), "method": recipe.training.method}
+    with tempfile.TemporaryDirectory(dir=home(), prefix="register-") as folder:
+        packed, work = Path(folder) / "adapter", Path(folder)
+        registry.pack(adapter, base, card, store, packed)
+        model_id = registry.log_model(
+            mlflow, run_id, night.experiment_id, recipe.registered_model, packed, work, config, params, adapter.steps
+        )
+    data = (f"{mixture.recipe}-test", mixture.splits["test"].digest[:36])
+    registry.log_scores(mlflow, run_id, model_id, registry.score_metrics(rows), adapter.steps, data)
+    return registry.create(mlflow, recipe.registered_model, run_id, model_id, tags, card, adapter.address)
+
+
+def _belong_together(adapter: Adapter, mixture: TokenisedMixture, base: BaseSnapshot, verdict: Verdict) -> None:
+    expected = {
+        "the adapter's base": (adapter.base, base.address),
+        "the adapter's mixture": (adapter.mixture, mixture.address),
+        "the verdict's candidate": (verdict.candidate, adapter.address),
+    }
+    for name, (found, wanted) in expected.items():
+        if found != wanted:
+            raise BadInput(name, found, f"is not {wanted}", "Register what was judged, with what it was made of.")
+
+
+def _lineage_tags(
+    recipe: Recipe,
+    night: Night,
+    adapter: Adapter,
+    mixture: TokenisedMixture,
+    snapshots: Snapshots,
+    conversations: Sequence[Conversations],
+    base: BaseSnapshot,
+) -> dict[str, str]:
+    with registry.answers():
+        flow_run = night.mlflow.get_run(night.id).data.tags.get("nightowl.flow_run", "")
+    findings = {entry.source: {f.rule: f.rows for f in entry.findings if f.rows} for entry in conversations}
+    return {
+        "nightowl.adapter": adapter.address,
+        "nightowl.base": registry.pinned(base.uri, base.revision),
+        "nightowl.base_address": base.address,
+        "nightowl.base_weights": adapter.base_weights,
+        **registry.mixture_tags(mixture),
+        "nightowl.shares": registry.compact({k: [v.asked, round(v.reached, 6)] for k, v in mixture.shares.items()}),
+        **registry.source_tags(snapshots, conversations),
+        "nightowl.set_aside": registry.compact({entry.source: dict(entry.set_aside) for entry in conversations}),
+        "nightowl.findings": registry.compact(findings),
+        "nightowl.recipe": recipe.name,
+        "nightowl.recipe_digest": digest(recipe),
+        "nightowl.night": night.id,
+        **({"nightowl.flow_run": flow_run} if flow_run else {}),
+        "nightowl.environment": registry.compact(adapter.environment),
+        "nightowl.device": adapter.device,
+        **registry.code_tags(),
+    }
+
+
+def _verdict_tags(verdict: Verdict, rows: Sequence[SuiteRow]) -> dict[str, str]:
+    means = {row.name: row.means["candidate"] for row in rows}
+    intervals = {name: [round(mean.low, 6), round(mean.high, 6)] for name, mean in means.items()}
+    return {
+        "nightowl.verdict": verdict.decision,
+        "nightowl.verdict_address": verdict.address,
+        "nightowl.against": verdict.champion or BASE,
+        "nightowl.reasons": registry.compact(list(verdict.reasons)),
+        "nightowl.scores": registry.compact({name: round(mean.value, 6) for name, mean in means.items()}),
+        "nightowl.intervals": registry.compact(intervals),
+    }
+
+
+def _dtype(folder: Path) -> str:
+    """The base's own precision, which evaluation loads it in as well."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _lock(model: str) -> Path:
+    folder = home() / "locks"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{model}.register.lock"
+
+
+def _name(against: str) -> str:
+    return "the base model" if against == BASE else f"adapter {against[:12]}"
+
+
+def _announce(model: str, done: Move) -> None:
+    """A Prefect event for a move, inside a run only."""
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    if not done.moved or not (FlowRunContext.get() or TaskRunContext.get()):
+        return
+    from prefect.events import emit_event
+
+    resource: dict[str, Any] = {"prefect.resource.id": f"nightowl.champion.{model}"}
+    emit_event(event=f"nightowl.{done.kind}", resource=resource, payload=done.model_dump(mode="json"))

@@ -1,0 +1,143 @@
+"""The model card: what an adapter was made of, how it was judged and what it may be used for, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from tasks.conversations import Conversations
+from tasks.evaluation import Verdict
+from tasks.mixture import TokenisedMixture
+from tasks.recipe import Recipe
+from tasks.registry.figures import SuiteRow, difference_shown, is_share, shown
+from tasks.registry.lineage import Snapshots, pinned, source_names
+from tasks.sources import BaseSnapshot, Snapshot
+from tasks.training import Adapter
+
+_NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "research")
+
+
+def licence_flag(licence: str | None) -> str | None:
+    """What is wrong with a licence for general use, or None."""
+    if licence is None or licence.strip().lower() in ("", "unknown", "other", "noassertion"):
+        return "not stated"
+    if any(mark in licence.lower() for mark in _NON_COMMERCIAL):
+        return "non-commercial"
+    return None
+
+
+def cell(text: object) -> str:
+    """Text as one cell of a Markdown table."""
+    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A Markdown table of rows with the same keys."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(cell(row[head]) for head in heads) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def score_table(rows: Sequence[SuiteRow]) -> list[dict[str, object]]:
+    """One row a suite: role, each model's score, the paired difference with its interval, and the outcome."""
+    table: list[dict[str, object]] = []
+    for row in rows:
+        entry: dict[str, object] = {"suite": row.name, "role": row.comparison.role if row.comparison else "–"}
+        for role in ("base", "champion", "candidate"):
+            entry[role] = shown(row.means[role].value, row.unit) if role in row.means else "–"
+        if row.comparison:
+            low, high = (difference_shown(x, row.unit) for x in (row.comparison.low, row.comparison.high))
+            points = " points" if is_share(row.unit) else f" {row.unit}"
+            entry["difference"] = difference_shown(row.comparison.difference, row.unit) + points
+            entry["interval"] = f"{low} to {high}"
+            entry["outcome"] = row.comparison.outcome
+        else:
+            entry |= {"difference": "–", "interval": "–", "outcome": "not compared"}
+        entry["items"] = row.means["candidate"].items
+        table.append(entry)
+    return table
+
+
+def model_card(
+    recipe: Recipe,
+    base: BaseSnapshot,
+    adapter: Adapter,
+    mixture: TokenisedMixture,
+    snapshots: Snapshots,
+    conversations: Sequence[Conversations],
+    rows: Sequence[SuiteRow],
+    verdict: Verdict,
+) -> str:
+    """The card of one adapter. Licences are carried along; those that are missing or non-commercial are flagged."""
+    named = source_names(snapshots, conversations)
+    gated = {entry.source: entry for entry in conversations}
+    sources = []
+    for name, snapshot in named.items():
+        part, gate = mixture.shares.get(name), gated.get(name)
+        sources.append(
+            {
+                "source": name,
+                "from": pinned(snapshot.uri, snapshot.revision),
+                "rows used": part.rows if part else 0,
+                "set aside": sum(gate.set_aside.values()) if gate else "–",
+                "share asked": shown(part.asked, "share") if part else "–",
+                "share reached": shown(part.reached, "share") if part else "–",
+                "licence": _licence(snapshot.licence),
+            }
+        )
+    training = recipe.training
+    train = mixture.splits["train"]
+    front = {
+        "library_name": "peft",
+        "base_model": base.uri,
+        "license": base.licence or "unknown",
+        "tags": ["lora", "nightowl"],
+    }
+    against = "the champion" if verdict.champion else "the base model"
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+        f"# {recipe.registered_model}: adapter {adapter.short}",
+        f"A LoRA adapter for {pinned(base.uri, base.revision)} ({_licence(base.licence)}). It holds no base weights "
+        "and works on that base only: the base's files are checked by sha256 as it is loaded.",
+        "## Scores",
+        f"Against {against}, paired by item, at {100 * recipe.gate.confidence:g} % confidence. Differences are signed "
+        "so that positive is better. Greedy decoding.",
+        markdown_table(score_table(rows)),
+        f"**Verdict: {verdict.decision}.** " + " ".join(_sentence(reason) for reason in verdict.reasons),
+        "## Data",
+        f"{train.rows} conversations, {train.tokens} tokens, {train.supervised_tokens} of them supervised; shares are "
+        f"of supervised tokens. {mixture.splits['test'].rows} held out by prompt. Mixture `{mixture.short}`.",
+        markdown_table(sources),
+        "## Method",
+        f"{training.method} with {training.backend}: rank {training.rank}, alpha {training.alpha}, learning rate "
+        f"{training.learning_rate:g} ({training.schedule}), {adapter.steps} steps of {training.batch_size} "
+        f"conversations, seed {training.seed}; loss {adapter.loss:.3f}"
+        + (f", on the validation split {adapter.validation_loss:.3f}" if adapter.validation_loss is not None else "")
+        + f" nats per supervised token; {adapter.seconds:.0f} s on {adapter.device}.",
+        "## Limits",
+        "Judged on held-out conversations of the sources above and nothing else; conversations were at most "
+        f"{recipe.base.max_length} tokens long. What the base gets wrong outside these tasks, it still gets wrong.",
+        *_flags(base, named),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _licence(licence: str | None) -> str:
+    flag = licence_flag(licence)
+    return f"{licence or 'licence'} ⚠ {flag}" if flag else str(licence)
+
+
+def _flags(base: BaseSnapshot, named: Mapping[str, Snapshot]) -> list[str]:
+    licences = {"the base model": base.licence, **{name: snapshot.licence for name, snapshot in named.items()}}
+    flagged = [f"{name} ({licence_flag(licence)})" for name, licence in licences.items() if licence_flag(licence)]
+    if not flagged:
+        return []
+    return [f"⚠ Licences to look at before this adapter is used or passed on: {', '.join(flagged)}."]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else text + "."

@@ -1,0 +1,116 @@
+"""The way to MLflow: a server where MLFLOW_TRACKING_URI names one, else a SQLite file in the home.
+
+Everything else in this folder talks to MLflow through `client()`, so that both cases run the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from filelock import FileLock
+
+from tasks.errors import WorldFailed
+from tasks.store import home
+
+RECIPE_TAG = "nightowl.recipe"
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else the embedded SQLite file under the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow/mlflow.db"
+
+
+def client() -> Any:
+    """An MlflowClient on `tracking_uri()`; makes the embedded database where there is none.
+
+    Raises WorldFailed when MLflow cannot be reached or its database cannot be opened.
+    """
+    uri = tracking_uri()
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        folder = home() / "mlflow"
+        folder.mkdir(exist_ok=True)
+        ready = folder / "ready"
+        if not ready.exists():
+            # Two processes that create the tables at the same time would trip over each other.
+            with FileLock(folder / "ready.lock"), answers():
+                _connect(uri).search_experiments(max_results=1)
+                ready.touch()
+    with answers():
+        return _connect(uri)
+
+
+def _connect(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    # The registry looks logged models up at the process-wide address, whatever the client was given.
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def answers() -> Iterator[None]:
+    """Turn what MLflow raises when it cannot be reached or refuses into WorldFailed."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        first_line = str(error).strip().partition("\n")[0][:500]
+        raise WorldFailed(
+            tracking_uri(),
+            f"MLflow did not do it ({first_line})",
+            "Check that the tracking server runs and its disk has space, or unset MLFLOW_TRACKING_URI to use the home.",
+        ) from error
+
+
+def error_code(error: BaseException) -> str:
+    """MLflow's code of an error, such as RESOURCE_ALREADY_EXISTS; empty for other errors."""
+    return str(getattr(error, "error_code", ""))
+
+
+def experiment(mlflow: Any, recipe: str) -> str:
+    """Id of the recipe's experiment, made if absent; its artifacts go under the home in the embedded case."""
+    found = mlflow.get_experiment_by_name(recipe)
+    if found is None:
+        from mlflow.exceptions import MlflowException
+
+        # A server knows where its artifacts go; a database alone would put them in today's working directory.
+        served = tracking_uri().startswith("http")
+        location = None if served else (home() / "mlflow" / "artifacts" / recipe).as_uri()
+        try:
+            return str(mlflow.create_experiment(recipe, artifact_location=location, tags={RECIPE_TAG: recipe}))
+        except MlflowException as error:
+            if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = mlflow.get_experiment_by_name(recipe)
+    if found.lifecycle_stage != "active":
+        raise WorldFailed(
+            f"MLflow experiment {recipe!r}",
+            "was deleted, and MLflow keeps its name",
+            f"Restore it (`mlflow experiments restore -x {found.experiment_id}`) or rename the recipe.",
+        )
+    return str(found.experiment_id)
+
+
+def pages(search: Any, **query: Any) -> Iterator[Any]:
+    """All results of one of MLflow's paged searches."""
+    token = None
+    while True:
+        page = search(page_token=token, **query)
+        yield from page
+        token = page.token
+        if not token:
+            return

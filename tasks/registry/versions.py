@@ -1,0 +1,176 @@
+"""Registered versions: making one out of a packed adapter, finding them, and who is champion."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tasks.recipe import Recipe
+from tasks.registry.moves import alias_version
+from tasks.registry.schema import Candidate, Champion, Version
+from tasks.registry.tracking import answers, client, error_code, pages
+
+_MODEL_FILE = Path(__file__).with_name("adapter_model.py")
+_NEEDS = ("mlflow", "torch", "transformers", "peft", "safetensors")
+_LONGEST_DESCRIPTION = 5000  # characters, MLflow's bound
+
+
+def log_model(
+    mlflow: Any,
+    run_id: str,
+    experiment_id: str,
+    name: str,
+    packed: Path,
+    work: Path,
+    config: Mapping[str, Any],
+    params: Mapping[str, str],
+    step: int,
+) -> str:
+    """Log a packed adapter as a pyfunc model of a run; returns the logged model's id.
+
+    Everything goes by the client, so that no active run is needed and a run that has ended stays ended.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+    model = mlflow.create_logged_model(
+        experiment_id, name=name, source_run_id=run_id, params=dict(params), model_type="adapter"
+    )
+    try:
+        with warnings.catch_warnings():
+            # Messages and tool schemas are open JSON: that MLflow can't check their types is as it should be.
+            warnings.filterwarnings("ignore", message=".*Any type hint.*")
+            save_model(
+                path=str(work / "model"),
+                mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
+                python_model=str(_MODEL_FILE),
+                artifacts={"adapter": str(packed)},
+                model_config=dict(config),
+                pip_requirements=[f"{package}=={metadata.version(package)}" for package in _NEEDS],
+            )
+        mlflow.log_model_artifacts(model.model_id, str(work / "model"))
+    except BaseException:
+        mlflow.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
+    mlflow.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def log_scores(
+    mlflow: Any, run_id: str, model_id: str, values: Mapping[str, float], step: int, dataset: tuple[str, str]
+) -> None:
+    """Tie figures to the logged model and to the data (name, digest) they were measured on."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    name, content = dataset
+    tied = {"model_id": model_id, "run_id": run_id, "dataset_name": name, "dataset_digest": content}
+    metrics = [Metric(key, float(value), now, step, **tied) for key, value in values.items()]
+    mlflow.log_batch(run_id, metrics=metrics)
+
+
+def create(
+    mlflow: Any, model: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str, adapter: str
+) -> Version:
+    """Register a logged model as the next version; its tags come with it in the same transaction."""
+    if len(description) > _LONGEST_DESCRIPTION:
+        tail = "\n\n… in full: README.md of the adapter."
+        description = description[: _LONGEST_DESCRIPTION - len(tail)] + tail
+    made = mlflow.create_model_version(
+        model, f"models:/{model_id}", run_id, tags=dict(tags), description=description, model_id=model_id
+    )
+    link = json.dumps([{"name": model, "version": str(made.version)}])
+    mlflow.set_logged_model_tags(model_id, {"mlflow.modelVersions": link, **_for_logged_model(tags)})
+    return Version(model=model, version=int(made.version), adapter=adapter, run_id=run_id, model_id=model_id)
+
+
+def find(mlflow: Any, model: str, adapter: str) -> Version | None:
+    """The version that holds an adapter, by the adapter's address."""
+    query = f"name = '{model}' and tags.`nightowl.adapter` = '{adapter}'"
+    found = mlflow.search_model_versions(query, max_results=1)
+    return as_version(found[0]) if found else None
+
+
+def get(model: str, version: int) -> Version | None:
+    """A version by its number, or None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client()
+    with answers():
+        try:
+            return as_version(mlflow.get_model_version(model, str(version)))
+        except MlflowException as error:
+            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def as_version(entry: Any) -> Version:
+    """MLflow's model version as ours."""
+    return Version(
+        model=entry.name,
+        version=int(entry.version),
+        adapter=entry.tags["nightowl.adapter"],
+        run_id=entry.run_id,
+        model_id=entry.source.rpartition("/")[2],
+    )
+
+
+def champion(recipe: Recipe) -> Champion | None:
+    """Who is champion of the recipe's registered model; None before the first promotion.
+
+    Raises WorldFailed when MLflow does not answer.
+    """
+    mlflow = client()
+    with answers():
+        number = alias_version(mlflow, recipe.registered_model, "champion")
+        if number is None:
+            return None
+        entry = mlflow.get_model_version(recipe.registered_model, str(number))
+    return Champion(
+        model=entry.name,
+        version=number,
+        adapter=entry.tags["nightowl.adapter"],
+        run_id=entry.run_id,
+        base=entry.tags["nightowl.base_address"],
+    )
+
+
+def candidates(recipe: Recipe) -> list[Candidate]:
+    """Every registered version of the recipe's model, newest first."""
+    mlflow = client()
+    with answers():
+        query = f"name = '{recipe.registered_model}'"
+        entries = list(pages(mlflow.search_model_versions, filter_string=query))
+        aliases: dict[int, list[str]] = {}
+        if entries:
+            for alias, number in mlflow.get_registered_model(recipe.registered_model).aliases.items():
+                aliases.setdefault(int(number), []).append(alias)
+    found = [
+        Candidate(
+            version=int(entry.version),
+            adapter=entry.tags["nightowl.adapter"],
+            base=entry.tags["nightowl.base"],
+            aliases=tuple(sorted(aliases.get(int(entry.version), []))),
+            verdict=entry.tags["nightowl.verdict"],
+            reasons=tuple(json.loads(entry.tags["nightowl.reasons"])),
+            scores=json.loads(entry.tags["nightowl.scores"]),
+            run_id=entry.run_id,
+            made_at=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        )
+        for entry in entries
+    ]
+    return sorted(found, key=lambda candidate: candidate.version, reverse=True)
+
+
+def _for_logged_model(tags: Mapping[str, str]) -> dict[str, str]:
+    """The logged model's page shows the most, so it carries the lineage as well, but for the query tags."""
+    return {key: value[:7900] for key, value in tags.items() if not key.startswith("nightowl.contains.")}
