@@ -84,15 +84,13 @@ def required_text(row: Mapping[str, Any], name: str) -> str:
 
 
 def assistant(content: str, thinking: str | None = None, calls: Iterable[tuple[str, str]] = ()) -> Turn:
-    """An assistant turn; a `<think>` block that opens the content becomes its thinking.
+    """An assistant turn; a closed `<think>` block that opens the content becomes its thinking.
 
     White space around content and thinking is dropped: it would be trained on, and templates write their own.
     """
     content = content.strip()
-    if not thinking and content.startswith(THINK):
-        thinking, closed, content = content.removeprefix(THINK).partition(THINK_END)
-        if not closed:
-            raise Unconvertible("thinking_not_closed", f"{THINK}{thinking[:200]}")
+    if not thinking and content.startswith(THINK) and THINK_END in content:
+        thinking, _, content = content.removeprefix(THINK).partition(THINK_END)
     return Turn("assistant", content.strip(), (thinking or "").strip() or None, tuple(calls) or None)
 
 
