@@ -1,0 +1,77 @@
+"""One offending text a rule, short enough for a table, with what cannot be seen made visible."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tasks.quality import text
+
+WIDTH = 160
+# Where in the text to look; Python's re reads these character classes, not those with \p{...}.
+_PATTERNS = {
+    "replacement_character": "\ufffd",
+    "mojibake": text.MOJIBAKE,
+    "control_character": rf"{text.CONTROL}|{text.CONTROL_WIDE}",
+    "invisible_character": "[\u200b-\u200d\u2060-\u2064\ufeff\u180e\u00ad\u115f\u1160\u3164\U000e0001-\U000e007f]",
+    "bidi_control": f"{text.BIDI_OVERRIDE}|{text.BIDI_MARK}",
+    "placeholder": r"\{\{[^{}]{3,44}\}\}|<[A-Za-z你您在请][^<>]{2,50}>|\[[A-Za-z][^\]]{3,60}\]|\$\{\w+\}|【[^】]+】",
+    "secret": text.SECRET,
+    "call_in_text": r"</?tool_call>|<function|\[TOOL_CALLS\]|Action:",
+    "html_entity": text.ENTITY,
+    "email_address": text.EMAIL,
+    "ai_disclaimer": "(?i)" + "|".join(map(re.escape, text.DISCLAIMERS)),
+    **dict.fromkeys(
+        ("think_unclosed", "think_unopened", "think_nested", "think_repeated", "think_outside_assistant"), r"</?think>"
+    ),
+}
+
+
+def example(
+    rule: str, row: Mapping[str, Any], *, special_tokens: Sequence[str] = (), problem: str | None = None
+) -> str:
+    """What a row (of schema CONVERSATION, as a dict) looks like where it breaks a rule, in about 160 characters.
+
+    A secret is shown by its first characters only.
+    """
+    if rule in ("render_problem", "empty_loss_mask") and problem:
+        return shown(problem)
+    pattern = _PATTERNS.get(rule)
+    if rule == "special_token":
+        pattern = "|".join(map(re.escape, text.guarded(special_tokens))) or None
+    if pattern:
+        for role, piece in _texts(row):
+            if found := re.search(pattern, piece):
+                start, end = max(0, found.start() - 60), found.end() + 60
+                around = piece[start : found.start()] + found.group()[:80] + piece[found.end() : end]
+                if rule == "secret":
+                    around = f"{piece[start : found.start()]}{found.group()[:6]}…"
+                return f"row {row['source_row']}, {role}: {shown(around)}"
+    turns = row["messages"] or []
+    said = " | ".join(f"{turn['role']}: {_said(turn)}" for turn in turns[-3:])
+    return f"row {row['source_row']}, {shown(said)}"
+
+
+def shown(value: str) -> str:
+    """A text on one line, shortened, with invisible characters as escapes."""
+    seen = "".join(
+        " " if c in "\n\r\t" else f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs") else c
+        for c in value[: 2 * WIDTH]
+    )
+    return seen if len(seen) <= WIDTH else seen[: WIDTH - 1] + "…"
+
+
+def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for turn in row["messages"] or []:
+        for piece in (turn["content"], turn["thinking"], *(call["arguments"] for call in turn["tool_calls"] or ())):
+            if piece:
+                yield turn["role"], piece
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    calls = " ".join(f"{call['name']}({call['arguments']})" for call in turn["tool_calls"] or ())
+    content = (turn["content"] or "").strip()
+    short = content if len(content) <= 50 else f"{content[:25]}…{content[-24:]}"
+    return " ".join(part for part in (short, calls[:80]) if part) or "(nothing)"

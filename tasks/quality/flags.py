@@ -1,0 +1,72 @@
+"""All rules on a source: a boolean column a rule, true where the row breaks it.
+
+Rows are looked at slice by slice (`row_flags`), so that memory is bounded; rules that compare a row
+with its source are settled when all slices are in (`settle`). `flags` does both on one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from tasks.quality.calls import call_flags
+from tasks.quality.rules import RULES
+from tasks.quality.text import endings, text_flags
+from tasks.quality.turns import Turns, order_flags, thinking_flags
+
+# A source has a habit when at least this share of at least so many of its rows shows it.
+HABIT, HABIT_ROWS = 0.9, 20
+
+
+def flags(
+    rows: pl.DataFrame, rendered: pl.DataFrame, *, special_tokens: Sequence[str], max_length: int
+) -> pl.DataFrame:
+    """row_id and one Boolean column a rule, in the rows' order.
+
+    `rows`: schema CONVERSATION. `rendered`: row by row the same conversations as `Renderer.render` gives
+    them (row_id, problem, tokens, supervised_tokens). Lengths are in tokens. No cell is null.
+    """
+    return settle(row_flags(rows, rendered, special_tokens=special_tokens, max_length=max_length))
+
+
+def row_flags(
+    rows: pl.DataFrame, rendered: pl.DataFrame, *, special_tokens: Sequence[str], max_length: int
+) -> pl.DataFrame:
+    """Flags of the rules that need no other row, and how each row ends; to be settled."""
+    if not rows["row_id"].equals(rendered["row_id"]):
+        raise ValueError("the rendered rows are not the rows, in their order")
+    laid = Turns.of(rows)
+    columns = {
+        **order_flags(laid),
+        **thinking_flags(laid),
+        **call_flags(laid),
+        **text_flags(laid, special_tokens),
+        "render_problem": rendered["problem"].is_not_null(),
+        # A row that could not be rendered has no mask that could be empty.
+        "empty_loss_mask": rendered["problem"].is_null() & (rendered["supervised_tokens"].fill_null(0) == 0),
+        "over_length": rendered["tokens"].fill_null(0) > max_length,
+        **{f"_{name}": column for name, column in endings(laid).items()},
+    }
+    return pl.DataFrame(
+        {"row_id": rows["row_id"], **{name: column.fill_null(False) for name, column in columns.items()}}
+    )
+
+
+def settle(found: pl.DataFrame) -> pl.DataFrame:
+    """The flags of a whole source, from the row flags of all its slices in order."""
+    spoken = pl.col("_open") | pl.col("_closed")
+    closes, answers_calls = found.select(
+        _habit(pl.col("_closed"), spoken), on_call=_habit(~pl.col("_on_call"), pl.col("_calls"))
+    ).row(0)
+    settled = found.with_columns(
+        truncated_ending=pl.col("_open") & closes,
+        unanswered_final_call=pl.col("_on_call") & answers_calls,
+        exact_duplicate=~pl.col("row_id").is_first_distinct(),
+    )
+    return settled.select("row_id", *(rule.name for rule in RULES))
+
+
+def _habit(shown: pl.Expr, among: pl.Expr) -> pl.Expr:
+    """Whether a source has a habit: enough of the rows it concerns, and nearly all of them, show it."""
+    return (among.sum() >= HABIT_ROWS) & ((shown & among).sum() >= HABIT * among.sum())

@@ -1,0 +1,266 @@
+r"""Rules on what the text itself holds, as regular expressions over every piece of text of a conversation.
+
+Polars' regular expressions (Rust's) have no look-around, so that each is linear in the text. Most text
+is plain ASCII, which the rules on other characters never read. Rules that code would set off
+(placeholders, entities, calls) look a second time at what they found, with code taken out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import polars as pl
+
+from tasks.quality.calls import CALL_TEXT
+from tasks.quality.turns import Turns
+
+CODE = r"(?s)```.*?(?:```|\z)|`[^`\n]*`|(?i:<(?:pre|code)>.*?</(?:pre|code)>)"
+CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
+# C1 controls, and non-characters that no encoder should have let through.
+CONTROL_WIDE = r"[\u0080-\u009F\uFFFE\uFFFF]"
+
+# UTF-8 read as Windows-1252: the continuation bytes 80 to BF come out as these.
+_C = r"[\u0080-\u00BF€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
+# Those among them that also stand after a word, so that a capital Ã or â before them proves nothing.
+_C_STRICT = r"[\u0080-\u009F\u00A1-\u00A9\u00AC\u00AE-\u00B6\u00B8-\u00BA\u00BC-\u00BF€ƒ†‡ˆ‰Š‹ŒŽ•˜™šœžŸ]"
+MOJIBAKE = "|".join(
+    (
+        rf"[ÂÃ]{_C_STRICT}",
+        r"Ã[“”‘’–—…„‚\u00A0][a-zß-ÿ]",
+        r"[a-z]Ã[“”‘’–—…„‚\u00A0 ]",
+        r"Â[\u00A0·«»]",
+        r"â€",
+        r"â(?:„¢|[ˆ‰œš‡†ž™\u0080-\u009F])",
+        r"ï¿½|ï»¿|ðŸ|ð\u009f",
+        rf"(?:[à-ï]{_C}{{2}}){{2}}",  # Chinese, Japanese, Korean, Thai, ...
+        rf"(?:[ÐÑ]{_C}){{3}}",  # Cyrillic, Greek and Arabic have their own lead bytes
+        rf"(?:[ÎÏ]{_C}){{3}}",
+        rf"(?:[ØÙ]{_C}){{3}}",
+        # UTF-8 Cyrillic read as Windows-1251
+        r"(?:[РС][ЂЃ‚ѓ„…†‡€‰Љ‹ЊЌЋЏђ‘’“”•–—™љ›њќћџ\u00A0ЎўЈ¤Ґ¦§Ё©Є«¬\u00AD®Ї°±Ііґµ¶·ё№є»јЅѕї]){3}",
+        # bytes read as GBK: the replacement character, uninitialised memory, Chinese punctuation
+        r"锟斤拷|烫烫烫|屯屯屯|(?:锛|銆).{0,80}(?:锛|銆)",
+    )
+)
+
+# Letters after which a joiner or a zero-width space has no work to do.
+_PLAIN = r"[\x00-\x7F\p{Latin}\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Greek}\u3000-\u303F]"
+INVISIBLE = "|".join(
+    (
+        r"[\u2060-\u2064\uFEFF\u180E\u00AD\u115F\u1160\u3164]",
+        r"(?:\A|[^\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}\p{Tibetan}])\u200B",
+        rf"(?:\A|{_PLAIN})[\u200C\u200D]",
+        # tag characters spell the flags of England, Scotland and Wales, and otherwise hidden text
+        r"(?:\A|[^\x{1F3F4}\x{E0020}-\x{E007F}])[\x{E0001}-\x{E007F}]",
+    )
+)
+RIGHT_TO_LEFT = r"[\p{Arabic}\p{Hebrew}\p{Syriac}\p{Thaana}\p{Nko}]"
+BIDI_OVERRIDE = r"[\u202D\u202E]"
+BIDI_MARK = r"[\u202A-\u202C\u2066-\u2069\u200E\u200F\u061C]"
+
+PLACEHOLDER = "|".join(
+    (
+        # not LaTeX ({{a}^2}) nor nested braces: a name of three letters or more, alone, after no operator
+        r"(?:\A|[^A-Za-z0-9\\^_{}$])\{\{ ?[A-Za-z][A-Za-z_. -]{1,40}[A-Za-z0-9] ?\}\}(?:\z|[^}])",
+        r"(?i)<(?:your|insert|enter|add|put|fill|replace)[ _-][a-z][a-z _-]{1,40}>",
+        r"(?i)<[a-z][a-z _-]{1,30}[ _-](?:goes[ _-])?here>",
+        r"(?i)\[(?:insert|enter|fill in|add|put) [a-z][^\]\n]{1,60}\]",
+        r"(?i)\blorem ipsum dolor\b|\bTODO: (?:fill|write|add|answer)\b",
+        r"\$\{[a-z][A-Za-z_]{2,30}\}|%\([a-z_]{3,30}\)s",
+        r"<(?:你的|您的|在此|请)[^<>\n]{1,20}>|【(?:请|在此)[^】\n]{0,20}(?:填写|输入|插入)[^】\n]{0,20}】",
+    )
+)
+SECRET = "|".join(
+    (
+        r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
+        r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+        r"\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_[A-Za-z0-9_]{60,}",
+        r"\bglpat-[A-Za-z0-9_-]{20,}",
+        r"\bsk-(?:proj-|ant-|svcacct-)?[A-Za-z0-9_-]{32,}",
+        r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}",
+        r"\bAIza[0-9A-Za-z_-]{35}\b",
+        r"\bhf_[A-Za-z]{34}\b",
+        r"\b[rs]k_live_[0-9A-Za-z]{20,}",
+        r"\bnpm_[A-Za-z0-9]{36}\b|\bpypi-AgEIcHlwaS[A-Za-z0-9_-]{20,}",
+    )
+)
+_CANNOT = (
+    r"(?:can(?:no|['’])t|can not|won['’]t|will not|must decline|do(?:n['’]t| not) have the (?:ability|capability)|"
+    r"(?:['’]m |am |['’]re |are )?"
+    r"(?:not able|unable|not capable|not comfortable|not programmed|not allowed|not permitted))"
+)
+_VERBS = (
+    "assist|comply|fulfil?l|provide|do (?:that|this)|discuss|answer|engage|support|create|generate|write|continue|"
+    "participate|share|respond|perform|offer|give|produce|process|browse|access|complete|execute|make"
+)
+_OPENING = (
+    r"(?:(?:i['’]?m|i am|we['’]re) (?:really |very |so |truly |deeply )?sorry|sorry|(?:my |i )?apolog(?:ies|i[sz]e)|"
+    r"unfortunately|as an ai[^.,\n]{0,40})"
+)
+REFUSAL = "|".join(
+    (
+        rf"(?i)\A\W{{0,3}}{_OPENING}[^.\n]{{0,60}}?\b(?:i|we) ?{_CANNOT}\b[^.\n]{{0,40}}?\b(?:help|{_VERBS})\b",
+        rf"(?i)\A\W{{0,3}}(?:i|we) ?{_CANNOT} (?:to )?(?:\w+ly )?(?:help (?:you |with)|(?:{_VERBS})"
+        r"[^.\n]{0,40}\b(?:request|that|this|content|harmful|illegal|information about))",
+        r"\A\W{0,3}(?:非常|很)?(?:抱歉|对不起|不好意思)[，,。 ]{0,2}(?:但是?|作为[^，。]{0,12}[，,])?"
+        r"(?:我|我们)?(?:目前|现在)?(?:无法|不能|没办法)",
+    )
+)
+DISCLAIMERS = (
+    "as an ai language model",
+    "as a language model,",
+    "as an ai model,",
+    "as an ai chatbot",
+    "i'm just an ai",
+    "i am just an ai",
+    "i'm only an ai",
+    "as a large language model",
+    "my knowledge cutoff",
+    "my training data only goes",
+    "作为一个ai语言模型",
+    "作为ai语言模型",
+    "作为一个人工智能",
+    "作为人工智能语言模型",
+    "作为一个语言模型",
+    "作为一个大语言模型",
+)
+ENTITY = r"&(?:quot|amp|lt|gt|nbsp|apos|#0?39|#x27|#\d{2,5});"
+EMAIL = r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b"
+EMAIL_EXAMPLE = r"(?i)@(?:[a-z0-9-]+\.)*(?:example\.(?:com|org|net)|(?:test|example|invalid|localhost|local))\b"
+
+# An answer that stops in the middle: its last line is prose, long, and ends on a letter or a joint.
+OPEN_END = r"[\p{L}\p{M},，、;；(（\[{<=+&/—–-]\s*\z"
+LIST_LINE = r"^\s*(?:[-*+•|#>]|\d{1,3}[.)]|\$|```| {4}|\t)"
+# Added tokens that are text like any other, or that other rules look for.
+HARMLESS = re.compile(
+    r"</?(?:think|table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|[abipus]|code|ul|ol|li|sup|sub|br)>|\W?\w?"
+    r"|\u2581+"
+)
+LAST_LINE = r"([^\n]*)\s*\z"
+
+
+def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Series]:
+    """Flags of the rules that look at text. `special_tokens`: those that text must not hold."""
+    pieces = _pieces(laid)
+    text = pl.col("text")
+    wide = pieces.filter(text.str.len_bytes() != text.str.len_chars())
+    answers = pieces.filter((pl.col("role") == "assistant") & (pl.col("part") == 0))
+    rtl = laid.where(text.str.contains(RIGHT_TO_LEFT), wide)
+    tokens = guarded(special_tokens)
+    tools = laid.rows["tools"].fill_null("[]").str.strip_chars() != "[]"
+    return {
+        "special_token": laid.where(text.str.contains_any(tokens), pieces)
+        if tokens
+        else laid.mark(pl.Series([], dtype=pl.UInt32)),
+        "replacement_character": laid.where(text.str.contains("\ufffd", literal=True), wide),
+        "mojibake": laid.where(text.str.contains(MOJIBAKE), wide),
+        "control_character": laid.where(text.str.contains(CONTROL), pieces)
+        | laid.where(text.str.contains(CONTROL_WIDE), wide),
+        "invisible_character": laid.where(text.str.contains(INVISIBLE), wide),
+        "bidi_control": laid.where(text.str.contains(BIDI_OVERRIDE), wide)
+        | (laid.where(text.str.contains(BIDI_MARK), wide) & ~rtl),
+        "placeholder": laid.where(
+            pl.lit(True),
+            _outside_code(
+                pieces.filter(pl.col("part") < 2), PLACEHOLDER, ("{{", "<", "[", "${", "%(", "orem ", "TODO", "【")
+            ),
+        ),
+        "secret": laid.where(text.str.contains(SECRET), pieces),
+        "call_in_text": laid.where(pl.lit(True), _outside_code(answers, CALL_TEXT, ("<", "[TOOL", "Action Input"))),
+        "html_entity": laid.where(pl.lit(True), _outside_code(answers, ENTITY, ("&",))),
+        "email_address": laid.where(
+            text.str.contains(EMAIL) & ~text.str.contains(EMAIL_EXAMPLE),
+            pieces.filter(text.str.contains("@", literal=True)),
+        ),
+        "refusal": laid.where(text.str.contains(REFUSAL), answers) & ~tools,
+        "ai_disclaimer": laid.where(text.str.contains_any(list(DISCLAIMERS), ascii_case_insensitive=True), answers),
+        "answer_is_question": _echoes(laid),
+        "repetition": laid.where(pl.lit(True), _circling(answers)),
+        "unclosed_code": laid.where(text.str.count_matches(r"(?m)^\s*```") % 2 == 1, answers),
+    }
+
+
+def guarded(special_tokens: Sequence[str]) -> list[str]:
+    """The special tokens that may not occur in text.
+
+    Thinking tags have rules of their own, and the white space and HTML tags that some tokenizers (Gemma's)
+    add to their vocabulary are text like any other.
+    """
+    return sorted({token for token in special_tokens if token.strip() and not HARMLESS.fullmatch(token)})
+
+
+def _pieces(laid: Turns) -> pl.DataFrame:
+    """n, role, part (0 content, 1 thinking, 2 a call's name or arguments), text; empty ones left out."""
+    parts = [
+        laid.turns.select("n", "role", part=pl.lit(0, pl.UInt8), text="content"),
+        laid.turns.select("n", "role", part=pl.lit(1, pl.UInt8), text="thinking"),
+        laid.calls.select("n", "role", part=pl.lit(2, pl.UInt8), text="arguments"),
+    ]
+    return pl.concat(parts).filter(pl.col("text") != "")
+
+
+def _outside_code(pieces: pl.DataFrame, pattern: str, hints: Sequence[str]) -> pl.DataFrame:
+    """The pieces that match outside code; `hints`: literals without one of which none can match."""
+    text = pl.col("text")
+    found = pieces.filter(text.str.contains_any(list(hints))).filter(text.str.contains(pattern))
+    return found.filter(text.str.replace_all(CODE, " ` ").str.contains(pattern))
+
+
+def _echoes(laid: Turns) -> pl.Series:
+    plain = pl.col("content").str.strip_chars().str.to_lowercase()
+    same_length = pl.col("content").str.len_bytes() - pl.col("content").shift(1).str.len_bytes()
+    pairs = laid.turns.select(
+        "n",
+        "content",
+        before=pl.col("content").shift(1),
+        near=(pl.col("letter") == "A")
+        & (pl.col("letter").shift(1) == "U")
+        & ~pl.col("first")
+        & (same_length.cast(pl.Int64).abs() < 8),
+    ).filter(pl.col("near"))
+    before = pl.col("before").str.strip_chars().str.to_lowercase()
+    # Short exchanges (Thanks! - Thanks!) are manners, not an echo.
+    return laid.where((plain == before) & (plain.str.len_chars() >= 12), pairs)
+
+
+def _circling(answers: pl.DataFrame) -> pl.DataFrame:
+    """Long answers most of whose lines, sentences or words were said before in the same answer."""
+    text = pl.col("text")
+    long = answers.filter(text.str.len_bytes() > 400)
+    words = pl.col("words")
+    sentences = pl.col("sentences").list.len()
+    return (
+        long.with_columns(
+            words=text.str.to_lowercase().str.split(" "),
+            sentences=text.str.extract_all(r"[^.!?。！？\n]{20,}[.!?。！？\n]"),
+        )
+        .filter(
+            ((words.list.len() > 60) & (words.list.n_unique() < 0.08 * words.list.len()))
+            | ((sentences >= 8) & (pl.col("sentences").list.n_unique() < 0.34 * sentences))
+        )
+        .select("n", "text")
+    )
+
+
+def endings(laid: Turns) -> dict[str, pl.Series]:
+    """How conversations end, for the rules that compare a row with its source.
+
+    `open`: in mid-sentence; `closed`: on anything but a letter or a joint; `on_call`: on a call;
+    `calls`: holds a call at all.
+    """
+    final = laid.turns.filter(pl.col("last") & (pl.col("letter") == "A"))
+    spoken = final.filter(pl.col("calls") == 0).select("n", text="content")
+    text = pl.col("text")
+    hanging = spoken.filter(text.str.contains(OPEN_END)).with_columns(line=text.str.extract(LAST_LINE))
+    line = pl.col("line")
+    prose = ~line.str.contains(LIST_LINE) & (
+        (line.str.count_matches(r"\S+") >= 7) | (line.str.count_matches(r"\p{Han}|\p{Hiragana}|\p{Katakana}") >= 20)
+    )
+    more = text.str.contains(r"[.!?。！？:：]\s|[。！？，]|\n")
+    return {
+        "open": laid.where(prose & more, hanging),
+        "closed": laid.where(~text.str.contains(OPEN_END), spoken),
+        "on_call": laid.where(pl.col("calls") > 0, final),
+        "calls": laid.mark(laid.calls["n"].unique()),
+    }
