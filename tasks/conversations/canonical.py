@@ -99,6 +99,8 @@ def calls_of(value: Any) -> list[tuple[str, str]]:
         if not isinstance(call, Mapping):
             raise Unconvertible("call_not_json", f"a call is no object: {str(call)[:200]}")
         inner = call.get("function")
+        if isinstance(inner, str) and inner.lstrip().startswith("{"):
+            inner = loads(inner, "call_not_json")
         call = inner if isinstance(inner, Mapping) else call
         arguments: Any = next(
             (call[key] for key in ("arguments", "parameters", "input") if call.get(key) is not None), {}

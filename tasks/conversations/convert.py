@@ -43,20 +43,27 @@ def convert(
     if name not in FORMATS:
         raise BadInput("format", name, "is not a format", f"Formats: {', '.join(FORMATS)}.")
     chosen = FORMATS[name]
-    if missing := sorted(chosen.required - set(table.columns)):
+    table = chosen.named(table)
+    if missing := chosen.missing(table):
         raise _unfit(
             "format",
             name,
-            f"needs {_listed(missing)}, which the source does not have",
+            f"needs {', '.join(map(repr, missing))}, which the source does not have",
             table,
             "Map them in `columns`, from field name to the source's column, or name another format.",
         )
-    parts = [_read(table.slice(at, _SLICE), chosen) for at in range(0, table.height, _SLICE)] or [_read(table, chosen)]
+    gathered: list[tuple[int, str, str]] = []
+    if chosen.gather:
+        table, gathered = chosen.gather(table)
+    parts = [_read(table.slice(at, _SLICE), chosen) for at in range(0, max(table.height, 1), _SLICE)]
+    set_aside = pl.concat([pl.DataFrame(gathered, schema=SET_ASIDE, orient="row"), *(aside for _, aside in parts)])
     conversations = pl.concat([part for part, _ in parts]).with_columns(
         source=pl.lit(source), revision=pl.lit(revision), kind=pl.lit(kind)
     )
     conversations = row_ids(conversations).select(*CONVERSATION).cast(CONVERSATION)  # type: ignore[arg-type]
-    return conversations, pl.concat([aside for _, aside in parts])
+    if conversations.height + set_aside.height != raw.height:
+        raise RuntimeError(f"{raw.height} rows in, {conversations.height} converted and {set_aside.height} set aside")
+    return conversations, set_aside.sort("source_row")
 
 
 def detect(raw: pl.DataFrame) -> str:
@@ -64,22 +71,18 @@ def detect(raw: pl.DataFrame) -> str:
 
     Raises BadInput where none or more than one fits, with the columns and three rows.
     """
-    columns = set(raw.columns)
-    fitting = []
-    for known in FORMATS.values():
-        if known.required <= columns:
-            rows = raw.head(_LOOK_AT).select(sorted(known.required | (known.optional & columns))).to_dicts()
-            if known.looks([{**dict.fromkeys(known.optional), **row} for row in rows]):
-                fitting.append(known.name)
+    first = raw.head(_LOOK_AT)
+    fitting = [known.name for known in FORMATS.values() if known.fits(first)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         problem, way_out = f"fits more than one format ({', '.join(fitting)})", "Name one of them in `format`."
     else:
-        known_columns = "; ".join(f"{known.name}: {', '.join(sorted(known.required))}" for known in FORMATS.values())
+        known_columns = "; ".join(f"{known.name}: {', '.join(known.required)}" for known in FORMATS.values())
         problem = "fits no format"
         way_out = f"Name one in `format`, or map the fields of one in `columns`. Formats need {known_columns}."
-    raise _unfit("columns", sorted(columns - {"source_row"}), problem, raw, way_out)
+    columns = [name for name in raw.columns if name != "source_row"]
+    raise _unfit("columns", columns, problem, raw, way_out)
 
 
 def formats() -> dict[str, str]:
@@ -91,7 +94,7 @@ def _mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFram
     """The table with the mapped columns alone, under our names; all of it without a mapping."""
     if columns is None:
         return raw
-    fields = sorted({field for known in FORMATS.values() for field in known.required | known.optional})
+    fields = sorted({field for known in FORMATS.values() for field in (*known.required, *known.optional)})
     if unknown := sorted(set(columns) - set(fields)):
         raise BadInput(
             f"columns.{unknown[0]}", columns[unknown[0]], "maps to no field we know", f"Fields: {', '.join(fields)}."
@@ -104,14 +107,13 @@ def _mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFram
 
 
 def _read(table: pl.DataFrame, form: Format) -> tuple[pl.DataFrame, pl.DataFrame]:
-    names = [name for name in table.columns if name in form.required | form.optional]
-    absent: dict[str, Any] = dict.fromkeys(form.optional - set(names))
+    names = [name for name in table.columns if name in (*form.required, *form.optional, "path")]
     rows: list[int] = []
     readings: list[Reading] = []
     aside: list[tuple[int, str, str]] = []
     for source_row, row in zip(table["source_row"], table.select(names).iter_rows(named=True), strict=True):
         try:
-            readings.append(form.read({**absent, **row}))
+            readings.append(form.read(form.row(row)))
             rows.append(source_row)
         except Unconvertible as error:
             aside.append((source_row, error.reason, error.detail))
@@ -122,8 +124,6 @@ def _read(table: pl.DataFrame, form: Format) -> tuple[pl.DataFrame, pl.DataFrame
             "tools": pl.Series([reading.tools for reading in readings], dtype=pl.String),
         }
     )
-    if frame.height + len(aside) != table.height:
-        raise RuntimeError(f"{form.name}: {table.height} rows in, {frame.height} read and {len(aside)} set aside")
     return frame, pl.DataFrame(aside, schema=SET_ASIDE, orient="row")
 
 
@@ -171,7 +171,3 @@ def _unfit(field: str, value: object, problem: str, raw: pl.DataFrame, way_out: 
     )
     columns = ", ".join(f"{name} ({dtype})" for name, dtype in raw.schema.items() if name != "source_row")
     return BadInput(field, value, f"{problem}. Columns: {columns}. First rows:\n{rows or '  (none)'}\n", way_out)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -1,4 +1,4 @@
-"""The formats that instruction data comes in, and which one a table is in.
+"""The formats that instruction data comes in, and how to tell which one a table is in.
 
 A format names the columns it needs, says of the first rows whether they look like it, and reads one
 row into turns. A row that it cannot read is Unconvertible, with a reason to count by; never guessed at.
@@ -6,160 +6,242 @@ row into turns. A row that it cannot read is Unconvertible, with a reason to cou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.conversations.canonical import Unconvertible, calls_of, canonical_tools, loads
-from tasks.conversations.turns import (
-    Reading,
-    Turn,
-    assistant,
-    joined,
-    required_text,
-    role_of,
-    text_of,
-)
+import polars as pl
+
+from tasks.conversations import message_formats, plain_formats, tool_formats, trees
+from tasks.conversations.canonical import Unconvertible
+from tasks.conversations.turns import Reading, messages_of
 
 Row = Mapping[str, Any]
+Looks = Callable[[Sequence[Row]], bool]
+Gather = Callable[[pl.DataFrame], tuple[pl.DataFrame, list[tuple[int, str, str]]]]
 
 
 @dataclass(frozen=True)
 class Format:
-    """`required` and `optional` columns; `read` makes a Reading of a row (columns that are absent are None);
-    `looks` says of the first rows, which have the required columns, whether they are in this format."""
+    """One format.
+
+    `read` makes a Reading of a row that has the `required` and `optional` columns, None where they are
+    absent. `looks` says of the first rows whether they are in this format; None: only the recipe can name
+    it. `other_names`: what sources also call a column. `unless`: columns that show another meaning.
+    `gather` makes rows with a `path` of messages from rows of one message, and says what it sets aside.
+    """
 
     name: str
-    required: frozenset[str]
-    optional: frozenset[str]
-    read: Callable[[Row], Reading]
-    looks: Callable[[Sequence[Row]], bool]
     about: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Row], Reading]
+    looks: Looks | None
+    other_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unless: re.Pattern[str] | None = None
+    gather: Gather | None = None
+
+    def named(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The table with its columns under this format's names."""
+        names = {
+            next((other for other in others if other in table.columns), ""): wanted
+            for wanted, others in self.other_names.items()
+            if wanted not in table.columns
+        }
+        return table.rename({other: wanted for other, wanted in names.items() if other})
+
+    def missing(self, table: pl.DataFrame) -> list[str]:
+        """Required columns that a table does not have."""
+        return [name for name in self.required if name not in table.columns]
+
+    def fits(self, table: pl.DataFrame) -> bool:
+        """Whether a table's columns and rows (the first ones of a source) are in this format."""
+        table = self.named(table)
+        if self.looks is None or self.missing(table):
+            return False
+        if self.unless and any(self.unless.fullmatch(name) for name in table.columns):
+            return False
+        return self.looks([self.row(row) for row in table.to_dicts()])
+
+    def row(self, row: Row) -> Row:
+        """A row with every column of the format."""
+        return {**dict.fromkeys(self.optional), **row}
 
 
-def _system(row: Row) -> list[Turn]:
-    text = text_of(row["system"], "system")
-    return [Turn("system", text)] if text.strip() else []
-
-
-def _alpaca(row: Row) -> Reading:
-    instruction, given = text_of(row["instruction"], "instruction"), text_of(row["input"], "input")
-    user = "\n\n".join(part for part in (instruction, given) if part.strip())
-    return Reading([*_system(row), *_history(row["history"]), Turn("user", user), *_answer(row, "output")])
-
-
-def _alpaca_system(row: Row) -> Reading:
-    instruction = text_of(row["instruction"], "instruction")
-    system = [Turn("system", instruction)] if instruction.strip() else []
-    user = Turn("user", required_text(row, "input"))
-    return Reading([*system, *_history(row["history"]), user, *_answer(row, "output")])
-
-
-def _answer(row: Row, name: str) -> list[Turn]:
-    return [assistant(required_text(row, name))]
-
-
-def _history(value: Any) -> list[Turn]:
-    if isinstance(value, str) and value.strip():
-        value = loads(value, "history_not_pairs")
-    turns = []
-    for pair in value or []:
-        pair = loads(pair, "history_not_pairs") if isinstance(pair, str) else pair
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise Unconvertible("history_not_pairs", str(pair)[:200])
-        turns += [Turn("user", text_of(pair[0], "history")), assistant(text_of(pair[1], "history"))]
-    return turns
-
-
-def _openai(row: Row) -> Reading:
-    turns = [_openai_turn(message) for message in _messages(row["messages"])]
-    tools = row["tools"] if row["tools"] not in (None, "", []) else row["functions"]
-    return Reading([*_system(row), *joined(turns)], canonical_tools(tools))
-
-
-def _messages(value: Any) -> list[Mapping[str, Any]]:
-    if isinstance(value, str):
-        value = loads(value, "messages_not_list")
-    if not isinstance(value, list) or not value:
-        raise Unconvertible("no_messages", str(value)[:200])
-    messages = [loads(message, "messages_not_list") if isinstance(message, str) else message for message in value]
-    for message in messages:
-        if not isinstance(message, Mapping):
-            raise Unconvertible("messages_not_list", f"a message is no object: {str(message)[:200]}")
-    return messages
-
-
-def _openai_turn(message: Mapping[str, Any]) -> Turn:
-    role, content = role_of(message.get("role")), text_of(message.get("content"), "content")
-    if role == "call":
-        return assistant("", calls=calls_of(content))
-    if role != "assistant":
-        call_id = message.get("tool_call_id") if role == "tool" else None
-        return Turn(role, content, call_id=call_id if isinstance(call_id, str) else None)
-    thinking = next((message[key] for key in ("reasoning_content", "reasoning", "thinking") if message.get(key)), None)
-    calls = [call for key in ("tool_calls", "function_call") if message.get(key) for call in calls_of(message[key])]
-    return assistant(content, text_of(thinking, "thinking"), calls)
-
-
-def _question_answer(row: Row) -> Reading:
-    return Reading([*_system(row), Turn("user", required_text(row, "question")), *_answer(row, "answer")])
-
-
-def _texts(*names: str) -> Callable[[Sequence[Row]], bool]:
-    """Whether these columns hold text or nothing."""
-    return lambda rows: all(isinstance(row[name], str | None) for row in rows for name in names)
-
-
-def _has_keys(column: str, *keys: str) -> Callable[[Sequence[Row]], bool]:
-    """Whether the first message of the first rows that have one is an object with these keys."""
+def _texts(*names: str) -> Looks:
+    """These columns hold text or nothing, and not only nothing."""
 
     def looks(rows: Sequence[Row]) -> bool:
-        seen = 0
-        for row in rows:
-            try:
-                first = _messages(row[column])[0]
-            except Unconvertible:
-                continue
-            if not all(key in first for key in keys):
-                return False
-            seen += 1
-        return seen > 0
+        return all(isinstance(row[name], str | None) for row in rows for name in names) and all(
+            any(row[name] for row in rows) for name in names
+        )
 
     return looks
 
 
+def _all(*conditions: Looks) -> Looks:
+    return lambda rows: all(looks(rows) for looks in conditions)
+
+
+def _not(condition: Looks) -> Looks:
+    return lambda rows: not condition(rows)
+
+
+def _says(column: str, pattern: str) -> Looks:
+    """Some row's column, as text, has the pattern."""
+    found = re.compile(pattern)
+    return lambda rows: any(found.search(str(row[column])) for row in rows if row[column] is not None)
+
+
+def _keys(column: str, *keys: str) -> Looks:
+    """The first message of every row that has one is an object with these keys."""
+
+    def looks(rows: Sequence[Row]) -> bool:
+        seen = []
+        for row in rows:
+            try:
+                seen.append(all(key in messages_of(row[column])[0] for key in keys))
+            except Unconvertible:
+                continue
+        return bool(seen) and all(seen)
+
+    return looks
+
+
+_TAGS = _says("conversations", r"<tool_call>|<tools>")
+_TOOLACE = _all(_says("system", r"list of functions in JSON format"), _says("system", r"\[\s*\{"))
+_SOLVED = _says("answer", r"####\s*\S")
+_FROM_VALUE = _keys("conversations", "from", "value")
+_CHOICES = re.compile(r"(choices?|options?)_?\d*|[A-D]|distractor.*|incorrect.*", re.IGNORECASE)
+_LISTS = {"messages": ("conversations", "conversation", "dialogue")}
+
 _FORMATS = (
     Format(
         "alpaca",
-        frozenset({"instruction", "output"}),
-        frozenset({"input", "system", "history"}),
-        _alpaca,
+        "instruction and input as the user's text, output; system, history of pairs",
+        ("instruction", "output"),
+        ("input", "system", "history"),
+        plain_formats.alpaca,
         _texts("instruction", "output"),
-        "instruction and input as the user's text, output, system, history of pairs",
     ),
     Format(
         "alpaca_system",
-        frozenset({"instruction", "input", "output"}),
-        frozenset({"history"}),
-        _alpaca_system,
-        lambda rows: False,  # the columns are alpaca's: only the recipe can say that instruction is a system prompt
         "instruction as the system prompt, input as the user's text, output",
+        ("instruction", "input", "output"),
+        ("history",),
+        plain_formats.alpaca_system,
+        None,
     ),
     Format(
         "openai",
-        frozenset({"messages"}),
-        frozenset({"tools", "functions", "system"}),
-        _openai,
-        _has_keys("messages", "role"),
         "messages of role and content, tool_calls, typed parts, reasoning_content; tools",
+        ("messages",),
+        ("tools", "functions", "system"),
+        message_formats.openai,
+        _keys("messages", "role"),
+        _LISTS,
+    ),
+    Format(
+        "sharegpt",
+        "conversations of from and value (human, gpt, system, function_call, observation, tool); tools, system",
+        ("conversations",),
+        ("tools", "system"),
+        message_formats.sharegpt,
+        _all(_FROM_VALUE, _not(_TAGS), _not(_TOOLACE)),
+        {"conversations": ("conversation",)},
+    ),
+    Format(
+        "hermes",
+        "conversations of from and value with <tools>, <tool_call> and <tool_response> in the text; tools",
+        ("conversations",),
+        ("tools", "system"),
+        message_formats.hermes,
+        _all(_FROM_VALUE, _TAGS),
+    ),
+    Format(
+        "toolace",
+        "system with a list of functions, conversations with calls as [name(key=value)]",
+        ("conversations", "system"),
+        (),
+        tool_formats.toolace,
+        _all(_FROM_VALUE, _TOOLACE, _not(_TAGS)),
+    ),
+    Format(
+        "glaive",
+        "system with functions, chat as USER:, ASSISTANT: <functioncall> and FUNCTION RESPONSE: (glaive v2)",
+        ("system", "chat"),
+        (),
+        tool_formats.glaive,
+        _says("chat", r"(^|\n)\s*USER:"),
+    ),
+    Format(
+        "xlam",
+        "query, tools and answers (calls) as JSON text",
+        ("query", "tools", "answers"),
+        (),
+        tool_formats.xlam,
+        _says("answers", "name"),
+    ),
+    Format(
+        "chatml",
+        "text of <|im_start|>role ... <|im_end|> turns",
+        ("text",),
+        (),
+        message_formats.chatml,
+        _all(_texts("text"), _says("text", r"<\|im_start\|>")),
+    ),
+    Format(
+        "prompt_completion",
+        "prompt and completion (or response), as text or as messages; system",
+        ("prompt", "completion"),
+        ("system",),
+        plain_formats.prompt_completion,
+        lambda rows: any(row["completion"] for row in rows),
+        {"completion": ("response",)},
     ),
     Format(
         "question_answer",
-        frozenset({"question", "answer"}),
-        frozenset({"system"}),
-        _question_answer,
-        _texts("question", "answer"),
-        "question and answer as plain text",
+        "question and answer as plain text; system",
+        ("question", "answer"),
+        ("system",),
+        plain_formats.question_answer,
+        _all(_texts("question", "answer"), _not(_SOLVED)),
+        unless=_CHOICES,
+    ),
+    Format(
+        "gsm8k",
+        "question, answer with the solution before ####: thinking and answer",
+        ("question", "answer"),
+        (),
+        plain_formats.gsm8k,
+        _all(_texts("question", "answer"), _SOLVED),
+        unless=_CHOICES,
+    ),
+    Format(
+        "gsm8k_direct",
+        "question, answer with the solution before ####: both as text",
+        ("question", "answer"),
+        (),
+        plain_formats.gsm8k_direct,
+        None,
+    ),
+    Format(
+        "open_math_reasoning",
+        "problem, generated_solution with a <think> block",
+        ("problem", "generated_solution"),
+        (),
+        plain_formats.open_math_reasoning,
+        _texts("problem", "generated_solution"),
+    ),
+    Format(
+        "open_assistant",
+        "rows of messages with message_id, parent_id, role, text, rank: the best-ranked path of each tree",
+        ("message_id", "parent_id", "role", "text"),
+        ("rank", "deleted", "review_result"),
+        trees.open_assistant,
+        _texts("message_id", "text", "role"),
+        gather=trees.best_paths,
     ),
 )
 FORMATS = {known.name: known for known in _FORMATS}

@@ -75,6 +75,25 @@ def _parts(parts: Iterable[Any], what: str) -> str:
     return "".join(texts)
 
 
+def messages_of(value: Any) -> list[Mapping[str, Any]]:
+    """A column's messages, given as a list of objects or JSON text of it; raises Unconvertible for anything else."""
+    if isinstance(value, str):
+        value = loads(value, "messages_not_list")
+    if not isinstance(value, list) or not value:
+        raise Unconvertible("no_messages", str(value)[:200])
+    messages = [loads(message, "messages_not_list") if isinstance(message, str) else message for message in value]
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise Unconvertible("messages_not_list", f"a message is no object: {str(message)[:200]}")
+    return messages
+
+
+def system_of(row: Mapping[str, Any]) -> list[Turn]:
+    """The system turn of a row's `system` column, if it has one."""
+    text = text_of(row["system"], "system")
+    return [Turn("system", text)] if text.strip() else []
+
+
 def required_text(row: Mapping[str, Any], name: str) -> str:
     """A column's text; raises Unconvertible where the row has none."""
     value = row[name]

@@ -1,0 +1,121 @@
+"""Formats that hold whole conversations: OpenAI's messages, ShareGPT's, Hermes' tags and ChatML as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.conversations.canonical import Unconvertible, calls_of, canonical_tools, loads
+from tasks.conversations.turns import (
+    Reading,
+    Turn,
+    assistant,
+    assistant_with_tags,
+    joined,
+    messages_of,
+    required_text,
+    role_of,
+    system_of,
+    text_of,
+)
+
+Row = Mapping[str, Any]
+
+_DECLARED = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
+_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
+_CHATML = re.compile(r"<\|im_start\|>([a-z_]+)\n(.*?)(?:<\|im_end\|>\s*|\Z)", re.DOTALL)
+# What tagged data says about calling is said again by the template of the model that is trained.
+_BOILERPLATE = re.compile(
+    r"^(you are a function calling ai model\b|# tools\b)|\bfor each function call,? return a json", re.I
+)
+
+
+def openai(row: Row) -> Reading:
+    """messages of role and content, with tool_calls or function_call, typed parts and reasoning_content."""
+    turns = [openai_turn(message) for message in messages_of(row["messages"])]
+    tools = row["tools"] if row["tools"] not in (None, "", []) else row["functions"]
+    return Reading([*system_of(row), *joined(turns)], canonical_tools(tools))
+
+
+def openai_turn(message: Mapping[str, Any]) -> Turn:
+    """One message of OpenAI's chat format."""
+    role, content = role_of(message.get("role")), text_of(message.get("content"), "content")
+    if role == "call":
+        return assistant("", calls=calls_of(content))
+    if role != "assistant":
+        call_id = message.get("tool_call_id") if role == "tool" else None
+        return Turn(role, content, call_id=call_id if isinstance(call_id, str) else None)
+    thinking = next((message[key] for key in ("reasoning_content", "reasoning", "thinking") if message.get(key)), None)
+    calls = [call for key in ("tool_calls", "function_call") if message.get(key) for call in calls_of(message[key])]
+    return assistant(content, text_of(thinking, "thinking"), calls)
+
+
+def sharegpt(row: Row) -> Reading:
+    """conversations of from and value: human, gpt, system, function_call, observation, tool."""
+    turns = []
+    for message in messages_of(row["conversations"]):
+        role, text = role_of(message.get("from")), text_of(message.get("value"), "value")
+        if role == "call":
+            turns.append(assistant("", calls=calls_of(text)))
+        else:
+            turns.append(assistant(text) if role == "assistant" else Turn(role, text))
+    return Reading([*system_of(row), *joined(turns)], canonical_tools(row["tools"]))
+
+
+def hermes(row: Row) -> Reading:
+    """ShareGPT's columns with `<tools>`, `<tool_call>` and `<tool_response>` blocks in the text."""
+    messages = [(message.get("from"), message.get("value")) for message in messages_of(row["conversations"])]
+    return _tagged([(role_of(role), text_of(text, "value")) for role, text in messages], row["tools"])
+
+
+def chatml(row: Row) -> Reading:
+    """One text of `<|im_start|>role ... <|im_end|>` turns, tools and calls in tags."""
+    text = required_text(row, "text").strip()
+    if _CHATML.sub("", text).strip():
+        raise Unconvertible("not_chatml", _CHATML.sub("", text).strip()[:200])
+    return _tagged([(role_of(role), content) for role, content in _CHATML.findall(text)], None)
+
+
+def _tagged(messages: list[tuple[str, str]], tools: Any) -> Reading:
+    turns: list[Turn] = []
+    declared = canonical_tools(tools)
+    for role, text in messages:
+        if role == "system":
+            found = _DECLARED.search(text)
+            # "<tools> </tools>" is also how the boilerplate names the tag.
+            blocks = [block for block in _DECLARED.findall(text) if block.startswith(("{", "["))]
+            declared = declared or (_tools_of_block(blocks[0]) if blocks else None)
+            text = _without_boilerplate(text) if found else text
+            if text.strip():
+                turns.append(Turn("system", text))
+        elif role == "assistant":
+            turns.append(assistant_with_tags(text))
+        elif role in ("tool", "user") and (results := _RESULT.findall(text)) and not _RESULT.sub("", text).strip():
+            turns += [Turn("tool", result) for result in results]
+        else:
+            turns.append(Turn(role, text))
+    return Reading(joined(turns), declared)
+
+
+def _tools_of_block(block: str) -> str | None:
+    """Tools as a JSON list, or as one JSON object a line."""
+    if block.startswith("["):
+        return canonical_tools(block)
+    return canonical_tools([loads(line, "tools_not_json") for line in block.splitlines() if line.strip()])
+
+
+def _without_boilerplate(text: str) -> str:
+    before, *_, after = _DECLARED.split(text)
+    kept = [
+        paragraph
+        for paragraph in re.split(r"\n\s*\n", before)
+        if not _BOILERPLATE.search(paragraph.strip())
+        and "<tools>" not in paragraph
+        and "function signatures" not in paragraph
+    ]
+    return (
+        "\n\n".join(kept)
+        if _BOILERPLATE.search(after.strip()) or not after.strip()
+        else "\n\n".join([*kept, after.strip()])
+    )
