@@ -6,6 +6,7 @@ from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, s
 from tasks.registry.lineage import Snapshots, code_tags, compact, mixture_tags, pinned, source_names, source_tags
 from tasks.registry.moves import Decision, alias_version, ensure_model, move, moves
 from tasks.registry.night import Night, Run, nights, training_run
+from tasks.registry.page import Story, graph, page
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
 from tasks.registry.tracking import answers, client, tracking_uri
 from tasks.registry.versions import candidates, champion, create, find, get, log_model, log_scores
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "Run",
     "Snapshots",
+    "Story",
     "SuiteRow",
     "Version",
     "alias_version",
@@ -37,6 +39,7 @@ __all__ = [
     "ensure_model",
     "find",
     "get",
+    "graph",
     "items_of",
     "log_model",
     "log_scores",
@@ -47,6 +50,7 @@ __all__ = [
     "moves",
     "nights",
     "pack",
+    "page",
     "pinned",
     "score_metrics",
     "score_table",
