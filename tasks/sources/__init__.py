@@ -1,12 +1,13 @@
 """Sources: where data sets and base models come from, pinned by commit or digest and verified by sha256."""
 
-from tasks.sources.pin import Pin
-from tasks.sources.resolve import Unreachable, resolve, write_base, write_data
+from tasks.sources.pin import Pin, Unreachable
+from tasks.sources.resolve import resolve, write_base, write_data
 from tasks.sources.rows import read_rows
 from tasks.sources.snapshot import BaseSnapshot, Snapshot
-from tasks.sources.uri import SourceUri, parse_uri
+from tasks.sources.uri import HUBS, SourceUri, parse_uri
 
 __all__ = [
+    "HUBS",
     "BaseSnapshot",
     "Pin",
     "Snapshot",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.errors import WorldFailed
+
 
 class Pin(BaseModel):
     """`revision`: a commit, or a digest that stands for one; `requested`: the branch or tag it was asked as, if any."""
@@ -12,3 +14,7 @@ class Pin(BaseModel):
 
     revision: str
     requested: str | None
+
+
+class Unreachable(WorldFailed):
+    """A hub could not be reached at all: what is already in the store may still serve."""

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".zst")
-DATA_SUFFIXES = tuple(form + packed for form in FORMATS for packed in ("", *PACKED))
+DATA_SUFFIXES = tuple(kind + packed for kind in FORMATS for packed in ("", *PACKED))
 
 # A batch ends at whichever comes first; the bytes are of the text as it lies in the file.
 BATCH_ROWS = 50_000
@@ -46,14 +46,14 @@ def read_records(path: Path, shown: str, *, header: bool = True) -> Iterator[lis
 
     Raises BadInput, with file and line, for a file or a line that is not what its name says.
     """
-    form = _form(path.name)
+    kind = form(path.name)
     try:
         with _opened(path) as file:
-            if form == ".parquet":
+            if kind == ".parquet":
                 yield from _parquet(file, shown)
-            elif form in (".csv", ".tsv"):
-                yield from _csv(file, shown, "\t" if form == ".tsv" else ",", header)
-            elif form == ".json":
+            elif kind in (".csv", ".tsv"):
+                yield from _csv(file, shown, "\t" if kind == ".tsv" else ",", header)
+            elif kind == ".json":
                 yield from _json(file, shown)
             else:
                 yield from _json_lines(file, shown)
@@ -66,7 +66,8 @@ def read_records(path: Path, shown: str, *, header: bool = True) -> Iterator[lis
         raise
 
 
-def _form(name: str) -> str:
+def form(name: str) -> str:
+    """The format that a data file's name states, such as `.jsonl`, packed or not."""
     lowered = name.lower()
     for packed in PACKED:
         lowered = lowered.removesuffix(packed)
@@ -89,7 +90,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
         else:
             stream = cast(IO[bytes], io.BufferedReader(_Zstandard(raw), _PIECE))
-        if _form(path.name) != ".parquet":
+        if form(path.name) != ".parquet":
             yield stream
             return
         with tempfile.TemporaryFile(dir=path.parent) as unpacked:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.errors import WorldFailed
-from tasks.sources import files, gym, sample, smollm2
+from tasks.sources import files, gym, hub, sample, smollm2
+from tasks.sources.huggingface import HuggingFace
+from tasks.sources.modelscope import ModelScope
 from tasks.sources.pin import Pin
-from tasks.sources.rows import has_header, survey
-from tasks.sources.uri import SourceUri, parse_uri
+from tasks.sources.rows import DATA, has_header, survey
+from tasks.sources.uri import HUBS, SourceUri, parse_uri
 
 What = Literal["data", "model"]
-
-
-class Unreachable(WorldFailed):
-    """No hub could be reached at all: what is already in the store may still serve."""
 
 
 def resolve(uri: str | SourceUri, what: What = "data") -> Pin:
@@ -25,6 +22,8 @@ def resolve(uri: str | SourceUri, what: What = "data") -> Pin:
     WorldFailed for any other trouble on its way.
     """
     parsed = parse_uri(uri) if isinstance(uri, str) else uri
+    if parsed.scheme in HUBS:
+        return _resolve_hub(parsed, what)
     if parsed.scheme == "file":
         return files.resolve(parsed) if what == "data" else files.resolve_model(parsed)
     if parsed.scheme == "sample" and what == "model":
@@ -44,7 +43,9 @@ def write_data(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
     Raises BadInput for a source without rows and for a file that cannot be read, with its line.
     """
     licence: str | None = None
-    if uri.scheme == "file":
+    if uri.scheme in HUBS:
+        licence = _download(uri, "data", pin, folder)
+    elif uri.scheme == "file":
         files.write(uri, pin, folder)
     elif uri.scheme == "gym":
         licence = gym.write(uri, folder)
@@ -59,11 +60,38 @@ def write_data(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
 def write_base(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
     """Write a base model's files into a base snapshot's folder; the fields of its manifest."""
     licence: str | None = None
-    if uri.scheme == "file":
+    if uri.scheme in HUBS:
+        licence = _download(uri, "model", pin, folder)
+    elif uri.scheme == "file":
         files.write_model(uri, pin, folder)
     else:
         licence = smollm2.write(uri, folder)
     return {**_origin(uri, pin, licence), "size": _size(folder)}
+
+
+def _resolve_hub(uri: SourceUri, what: What) -> Pin:
+    # A commit is what it is: it can be looked up in the store with no hub in reach.
+    if uri.revision and hub.COMMIT.fullmatch(uri.revision):
+        return Pin(revision=uri.revision, requested=None)
+    client = _client(uri, what)
+    return Pin(revision=hub.with_retries(client, lambda: client.listing(uri.revision)).commit, requested=uri.revision)
+
+
+def _download(uri: SourceUri, what: What, pin: Pin, folder: Path) -> str | None:
+    client = _client(uri, what)
+    listing = hub.with_retries(client, lambda: client.listing(pin.revision))
+    if isinstance(client, ModelScope):
+        listing = listing.model_copy(update={"card": client.card(listing, folder / hub.PARTIAL)})
+    if what == "data":
+        hub.download(client, uri, pin.revision, hub.choose_data(uri, listing), folder, folder / DATA)
+    else:
+        hub.download(client, uri, pin.revision, hub.choose_model(uri, listing), folder, folder)
+    return listing.licence
+
+
+def _client(uri: SourceUri, what: What) -> HuggingFace | ModelScope:
+    kind: Literal["dataset", "model"] = "dataset" if what == "data" else "model"
+    return HuggingFace(uri, kind) if uri.scheme == "hf" else ModelScope(uri, kind)
 
 
 def _origin(uri: SourceUri, pin: Pin, licence: str | None) -> dict[str, Any]:

@@ -29,8 +29,8 @@ HUBS: tuple[Scheme, ...] = ("hf", "modelscope")
 
 # `gym` has no list here: a task's own settings are parameters too, and only the task knows them.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
-    "hf": ("subset", "split"),
-    "modelscope": ("subset", "split"),
+    "hf": ("subset", "split", "files"),
+    "modelscope": ("subset", "split", "files"),
     "file": ("header",),
     "sample": ("size", "seed", "planted"),
 }

@@ -1,0 +1,266 @@
+"""What both hubs have in common: a listing at a commit, the choice of files, and a download that holds.
+
+A hub's own client asks and transfers; here is what it leaves open. A download goes on where a killed
+one stopped, needs its space before it starts, is checked against the listing's digests when it ends,
+and is tried again where that can help, after the wait that the hub asks for or a growing one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.errors import NightowlError, WorldFailed
+from tasks.sources.files import require_space
+from tasks.sources.records import form, is_data_file
+from tasks.sources.uri import SourceUri
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+ATTEMPTS = 5
+FIRST_WAIT = 1.0  # seconds; doubled at each attempt, times a random factor from 0.5 to 1
+LONGEST_WAIT = 120.0  # a hub that asks for more is not waited for
+_TRANSFERS = 4
+PARTIAL = "partial"
+
+
+class RemoteFile(BaseModel):
+    """A file of a repository. `size` in bytes; one of the digests: sha256 of the content, or git's blob id (sha1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    size: int
+    sha256: str | None = None
+    git_blob: str | None = None
+
+
+class Listing(BaseModel):
+    """A repository at a commit. `card`: the front matter of its README, as far as the hub or the file gives it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+    card: dict[str, Any]
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the card states."""
+        licence = self.card.get("license")
+        return licence if isinstance(licence, str) else ", ".join(map(str, licence)) if licence else None
+
+
+class Hub(Protocol):
+    """A hub's client, as far as this program needs it. Both methods raise what `explain` understands."""
+
+    def listing(self, revision: str | None) -> Listing:
+        """The repository at a revision, or at its default branch."""
+
+    def get(self, commit: str, file: RemoteFile, target: Path) -> None:
+        """Transfer a file to `target`, going on from what is there."""
+
+    def explain(self, error: Exception) -> Trouble | None:
+        """What an exception of the client means; None where it is not the hub's doing."""
+
+
+class Trouble(NamedTuple):
+    """What is told to the user, whether trying again can help, and the wait in seconds that the hub asks for."""
+
+    error: NightowlError
+    again: bool
+    wait: float | None = None
+
+
+def with_retries(hub: Hub, call: Callable[[], T]) -> T:
+    """The result of `call`, tried again after a wait where that can help; else the error for the user."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except NightowlError:
+            raise
+        except Exception as error:
+            trouble = hub.explain(error)
+            if trouble is None:
+                raise
+            wait = trouble.wait if trouble.wait is not None else FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
+            if not trouble.again or attempt == ATTEMPTS - 1 or wait > LONGEST_WAIT:
+                raise trouble.error from error
+            log.info("%s Trying again in %.1f s.", trouble.error, wait)
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def download(hub: Hub, uri: SourceUri, commit: str, files: list[RemoteFile], work: Path, target: Path) -> None:
+    """Bring `files` at a commit into `target`; what an earlier attempt left in `work` is made use of.
+
+    Raises WorldFailed when they don't fit on the disk, or when a file does not have the listed digest
+    even after it was fetched a second time.
+    """
+    wanted = {target / file.name for file in files}
+    for path in [path for path in work.rglob("*") if path.is_file()]:
+        if path not in wanted and (work / PARTIAL) not in path.parents:
+            path.unlink()
+    missing = [file for file in files if not _is(target / file.name, file)]
+    partial = {file: work / PARTIAL / hashlib.sha256(file.name.encode()).hexdigest() for file in missing}
+    here = sum(path.stat().st_size for path in (work / PARTIAL).rglob("*") if path.is_file())
+    work.mkdir(parents=True, exist_ok=True)
+    require_space(work, sum(file.size for file in missing) - here, uri.text)
+    (work / PARTIAL).mkdir(exist_ok=True)
+    with ThreadPoolExecutor(_TRANSFERS) as pool:
+        transfers = [
+            pool.submit(_transfer, hub, uri, commit, file, partial[file], target / file.name) for file in missing
+        ]
+        try:
+            for transfer in transfers:
+                transfer.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    shutil.rmtree(work / PARTIAL)
+
+
+def _transfer(hub: Hub, uri: SourceUri, commit: str, file: RemoteFile, partial: Path, target: Path) -> None:
+    for _ in range(2):
+        if partial.exists() and partial.stat().st_size > file.size:
+            partial.unlink()
+        with_retries(hub, lambda: hub.get(commit, file, partial))
+        if _is(partial, file):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(target)
+            return
+        log.warning("%s: %s does not have the listed digest; fetching it again", uri.text, file.name)
+        partial.unlink(missing_ok=True)
+    raise WorldFailed(
+        f"{uri.text}: {file.name}",
+        "was fetched twice, and neither time its digest was the one that the hub lists",
+        "Something between here and the hub changes or truncates it; try another network, or tell its owner.",
+    )
+
+
+def _is(path: Path, file: RemoteFile) -> bool:
+    """Whether a local file is the listed one, by size and digest."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    # Git's id of a blob is the sha1 of this header and the content.
+    algorithm = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
+    with open(path, "rb") as content:
+        while piece := content.read(2**20):
+            algorithm.update(piece)
+    return algorithm.hexdigest() == (file.sha256 or file.git_blob)
+
+
+def choose_model(uri: SourceUri, listing: Listing) -> list[RemoteFile]:
+    """Config, tokenizer and safetensors weights of a model repository.
+
+    Raises BadInput where the weights are in other formats only, or there is no config.
+    """
+    top = {file.name: file for file in listing.files if "/" not in file.name}
+    weights = [name for name in top if name.endswith(".safetensors")]
+    # Beside the shards that transformers reads, some repositories hold the same weights in one more layout.
+    weights = [name for name in weights if name.startswith("model")] or weights
+    if not weights:
+        raise uri.bad("has no safetensors weights", "Only safetensors are loaded; choose a repository that has them.")
+    if "config.json" not in top:
+        raise uri.bad("has no config.json", "It is no model that transformers can load; choose another repository.")
+    others = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja", ".tiktoken"))]
+    return [top[name] for name in sorted([*weights, *others])]
+
+
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "dev"), "validation"
+)
+_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+
+
+def choose_data(uri: SourceUri, listing: Listing) -> list[RemoteFile]:
+    """The data files of a repository that the URI's `subset`, `split` and `files` select.
+
+    Subsets and splits are those that the card declares under `configs`, else the folders and the names
+    of the files. Where there are several and the URI names none, that is an error which lists them: a
+    test split that slips into training is worse than a question.
+    """
+    files = [file for file in listing.files if is_data_file(file.name) and Path(file.name).name not in _NOT_ROWS]
+    if pattern := uri.params.get("files"):
+        files = [file for file in files if _glob(pattern).fullmatch(file.name)]
+    if not files:
+        endings = sorted({Path(file.name).suffix for file in listing.files if Path(file.name).suffix})
+        raise uri.bad(
+            "has no data files" + (f" that match files={pattern}" if pattern else ""),
+            f"Its files end in {', '.join(endings) or 'nothing'}; Parquet, JSON lines, JSON and CSV are read.",
+        )
+    configs = [config for config in listing.card.get("configs") or [] if config.get("data_files")]
+    splits = _declared(uri, configs, files) if configs and not pattern else _by_name(uri, files)
+    if not pattern:
+        chosen = _pick(uri, "split", splits)
+    else:
+        chosen = _pick(uri, "split", splits) if "split" in uri.params else files
+    forms = sorted({form(file.name) for file in chosen})
+    if len(forms) > 1:
+        raise uri.bad(
+            f"has files of several formats ({', '.join(forms)})",
+            f"They may hold the same rows: choose with ?files=, such as files=**/*{forms[-1]}.",
+        )
+    return sorted(chosen, key=lambda file: file.name)
+
+
+def _declared(uri: SourceUri, configs: list[dict[str, Any]], files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
+    named = {str(config.get("config_name", "default")): config["data_files"] for config in configs}
+    data_files = _pick(uri, "subset", named)
+    if isinstance(data_files, str):
+        data_files = [data_files]
+    parts = [part if isinstance(part, dict) else {"split": "train", "path": part} for part in data_files]
+    splits: dict[str, list[RemoteFile]] = {}
+    for part in parts:
+        paths = part["path"] if isinstance(part["path"], list) else [part["path"]]
+        splits.setdefault(str(part["split"]), []).extend(
+            file for file in files if any(_glob(path).fullmatch(file.name) for path in paths)
+        )
+    return {split: found for split, found in splits.items() if found}
+
+
+def _by_name(uri: SourceUri, files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
+    if subset := uri.params.get("subset"):
+        folders = sorted({part for file in files for part in Path(file.name).parts[:-1]})
+        files = [file for file in files if subset in Path(file.name).parts[:-1]]
+        if not files:
+            raise uri.bad(f"has no subset {subset!r}", f"Its folders: {', '.join(folders) or 'none'}.")
+    splits: dict[str, list[RemoteFile]] = {}
+    for file in files:
+        words = re.split(r"[/._-]", file.name.lower())
+        split = next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+        splits.setdefault(split, []).append(file)
+    return splits
+
+
+def _pick(uri: SourceUri, what: str, options: dict[str, T]) -> T:
+    asked = uri.params.get(what)
+    known = ", ".join(options)
+    if asked is not None and asked not in options:
+        raise uri.bad(f"has no {what} {asked!r}", f"It has: {known or 'none with files'}.")
+    if asked is None and len(options) > 1:
+        if what == "subset" and "default" in options:
+            return options["default"]
+        raise uri.bad(f"has several {what}s", f"Name one of them with ?{what}=: {known}.")
+    if not options:
+        raise uri.bad(f"has no {what} with files", "Choose another repository or subset.")
+    return options[asked] if asked is not None else next(iter(options.values()))
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """A glob over repository paths: `*` within a folder, `**` across folders."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(signs.get(part, re.escape(part)) for part in parts))

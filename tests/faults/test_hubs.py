@@ -1,0 +1,347 @@
+"""The real clients against a hub that fails: what is fetched is right, and what cannot be is said clearly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks.errors import BadInput, NightowlError, WorldFailed
+from tasks.fetch import fetch, fetch_base, verify
+from tasks.recipe import Base, Source
+from tasks.sources import Snapshot, Unreachable, read_rows, resolve
+from tasks.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+HUBS = pytest.mark.parametrize("scheme", ["hf", "modelscope"])
+SMALL = b'{"question": "a", "answer": "b"}\n'
+LARGE = b"".join(b'{"question": "%06d", "answer": "x"}\n' % n for n in range(3000))
+
+
+def source(uri: str) -> Source:
+    return Source(name="s", uri=uri, kind="chat", share=1)
+
+
+def rows(store: Store, snapshot: Snapshot) -> pl.DataFrame:
+    return pl.concat(read_rows(store.folder(snapshot), snapshot))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@HUBS
+def test_a_branch_is_resolved_to_its_commit_and_the_files_of_that_commit_are_kept(
+    hub: Any, store: Store, scheme: str
+) -> None:
+    repository = hub.repository("dataset", "org/data")
+    first = repository.commit({"README.md": b"# x", "data/one.jsonl": SMALL, "data/two.jsonl": LARGE})
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (snapshot.revision, snapshot.requested, snapshot.rows) == (first, None, 3001)
+    assert set(snapshot.files) == {"columns.json", "data/data/one.jsonl", "data/data/two.jsonl"}
+    assert rows(store, snapshot)["source_row"].to_list() == list(range(3001))
+
+    transfers = len(hub.asked(".jsonl"))
+    assert fetch(source(f"{scheme}://org/data"), store) == snapshot
+    assert len(hub.asked(".jsonl")) == transfers
+
+    second = repository.commit({"data/one.jsonl": SMALL + SMALL})
+    moved = fetch(source(f"{scheme}://org/data"), store)
+    assert (moved.revision, moved.rows) == (second, 2)
+    pinned = fetch(source(f"{scheme}://org/data@{first}"), store)
+    assert (pinned.revision, pinned.requested, pinned.rows) == (first, None, 3001)
+    named = fetch(source(f"{scheme}://org/data@{'main' if scheme == 'hf' else 'master'}"), store)
+    assert (named.revision, named.requested) == (second, named.uri.partition("@")[2])
+
+
+def test_modelscope_without_a_commit_in_its_answer_is_pinned_by_its_newest_file_if_the_tree_agrees(hub: Any) -> None:
+    repository = hub.repository("dataset", "org/data", says_commit=False)
+    first = repository.commit({"one.jsonl": SMALL})
+    second = repository.commit({"one.jsonl": SMALL, "two.jsonl": LARGE})
+    assert resolve("modelscope://org/data").revision == second != first
+    repository.commit({"one.jsonl": SMALL})  # the newest change is a deletion, which no file tells of
+    assert resolve("modelscope://org/data").revision == first
+    repository.commit({"one.jsonl": SMALL, "two.jsonl": LARGE, "three.jsonl": SMALL})
+    repository.commit({"two.jsonl": LARGE, "three.jsonl": SMALL})
+    with pytest.raises(WorldFailed, match="does not say which commit 'master' is"):
+        resolve("modelscope://org/data")
+
+
+@HUBS
+@pytest.mark.parametrize("fault", ["drop", "flip", "truncate", "ignore_range", "stall"])
+def test_a_transfer_that_fails_once_ends_in_the_right_bytes(hub: Any, store: Store, scheme: str, fault: str) -> None:
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    if fault == "ignore_range":
+        hub.fail("drop", "two.jsonl")
+    if fault == "stall":
+        hub.released.set()
+    hub.fail(fault, "two.jsonl")
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (store.folder(snapshot) / "data" / "two.jsonl").read_bytes() == LARGE
+    assert not [path for path in store.folder(snapshot).rglob("*") if "partial" in str(path)]
+
+
+@HUBS
+def test_a_stalled_transfer_is_given_up_and_resumed(hub: Any, store: Store, scheme: str) -> None:
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    hub.fail("stall", "two.jsonl")
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (store.folder(snapshot) / "data" / "two.jsonl").read_bytes() == LARGE
+    assert hub.asked("two.jsonl")[-1][2]["range"].startswith("bytes=")
+
+
+@HUBS
+def test_a_file_that_is_wrong_every_time_is_an_error_and_leaves_no_snapshot(
+    hub: Any, store: Store, scheme: str
+) -> None:
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    hub.fail("flip", "two.jsonl", times=100)
+    with pytest.raises(WorldFailed, match=r"two\.jsonl"):
+        fetch(source(f"{scheme}://org/data"), store)
+    assert store.all(Snapshot) == []
+
+
+@HUBS
+def test_a_byte_that_flips_in_the_store_is_found_and_only_its_file_is_fetched_again(
+    hub: Any, store: Store, scheme: str
+) -> None:
+    hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL, "two.jsonl": LARGE})
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    path = store.folder(snapshot) / "data" / "two.jsonl"
+    path.write_bytes(b" " + LARGE[1:])
+    assert verify(store, snapshot) == ["data/two.jsonl"]
+    before = len(hub.requests)
+    again = fetch(source(f"{scheme}://org/data"), store)
+    assert path.read_bytes() == LARGE
+    assert again.files == snapshot.files
+    assert not [request for request in hub.requests[before:] if "one.jsonl" in request[1]]
+
+
+@HUBS
+def test_a_killed_download_goes_on_where_it_stopped(hub: Any, store: Store, scheme: str) -> None:
+    # Two and a half of the chunks that the client hands on, of which the first half is sent.
+    huge = b"".join(b'{"question": "%06d%s", "answer": "x"}\n' % (n, b"x" * 10_000) for n in range(2600))
+    hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL, "two.jsonl": huge})
+    hub.fail("stall", "two.jsonl")
+    child = _start(store, f"{scheme}://org/data")
+    try:
+        assert hub.stalled.wait(60)
+        _wait_for_bytes(store, child)
+    finally:
+        child.kill()
+        child.wait()
+    hub.released.set()
+    before = len(hub.requests)
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (store.folder(snapshot) / "data" / "two.jsonl").read_bytes() == huge
+    resumed = [headers for _, path, headers in hub.requests[before:] if "two.jsonl" in path]
+    assert int(resumed[0]["range"].removeprefix("bytes=").removesuffix("-")) > 0
+
+
+def test_two_processes_that_fetch_the_same_transfer_it_once(hub: Any, store: Store) -> None:
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    children = [_start(store, "hf://org/data") for _ in range(2)]
+    said = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
+    assert len(hub.asked("/lfs/")) == 1
+    assert len(store.all(Snapshot)) == 1
+
+
+@HUBS
+def test_a_disk_too_small_is_found_before_a_byte_is_transferred(
+    hub: Any, store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("tasks.sources.files.shutil.disk_usage", lambda _: usage(10**9, 10**9, 2**24))
+    with pytest.raises(WorldFailed, match="are free in"):
+        fetch(source(f"{scheme}://org/data"), store)
+    assert not hub.asked("two.jsonl")
+
+
+@HUBS
+def test_offline_the_latest_snapshot_serves_and_the_log_says_its_commit(
+    hub: Any, store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sha = hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL})
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    pinned = fetch(source(f"{scheme}://org/data@{sha}"), store)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("tasks.sources.hub.ATTEMPTS", 2)
+    assert fetch(source(f"{scheme}://org/data"), store) == snapshot
+    assert f"Going on with commit {sha}" in caplog.text
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        fetch(source(f"{scheme}://org/other"), store)
+    caplog.clear()
+    assert fetch(source(f"{scheme}://org/data@{sha}"), store) == pinned
+    assert not caplog.records
+
+
+@HUBS
+@pytest.mark.parametrize("status", [429, 503, 500])
+def test_a_hub_that_recovers_is_waited_for_and_one_that_does_not_is_never_answered_from_the_store(
+    hub: Any, store: Store, scheme: str, status: int
+) -> None:
+    hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL})
+    hub.fail("status", "org/data", times=2, status=status, headers={"Retry-After": "0"})
+    assert fetch(source(f"{scheme}://org/data"), store).rows == 1
+    hub.fail("status", "org/data", times=100, status=status, headers={"Retry-After": "0"})
+    with pytest.raises(WorldFailed, match=f"{status}|asked too often") as raised:
+        fetch(source(f"{scheme}://org/data"), store)
+    assert not isinstance(raised.value, Unreachable)
+
+
+def test_a_wait_longer_than_anybody_wants_is_not_waited_for(hub: Any, store: Store) -> None:
+    hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL})
+    hub.fail("status", "org/data", times=100, status=429, headers={"Retry-After": "86400"})
+    with pytest.raises(WorldFailed, match="asked too often"):
+        fetch(source("hf://org/data"), store)
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("scheme", "settings", "token", "uri", "error", "message"),
+    [
+        ("hf", {}, None, "org/absent", BadInput, r"is not there.*HF_TOKEN"),
+        ("hf", {"token": "t"}, None, "org/data", BadInput, r"is not there.*needs HF_TOKEN"),
+        ("hf", {"token": "t"}, "other", "org/data", BadInput, r"may not be read with the token in HF_TOKEN"),
+        ("hf", {}, "bad", "org/data", WorldFailed, r"refuses the token in HF_TOKEN.*settings/tokens"),
+        ("hf", {"token": "t", "gated": True}, None, "org/data", WorldFailed, r"is gated.*Accept its terms.*HF_TOKEN"),
+        ("hf", {"token": "t", "gated": True}, "other", "org/data", WorldFailed, r"is gated.*Accept its terms"),
+        ("hf", {}, None, "org/data@nope", BadInput, r"has no revision 'nope'"),
+        ("hf", {"renamed_to": "org/new"}, None, "org/data", BadInput, r"renamed to org/new.*Write hf://org/new"),
+        ("modelscope", {}, None, "org/absent", BadInput, r"is not there.*MODELSCOPE_API_TOKEN"),
+        ("modelscope", {"token": "t"}, None, "org/data", WorldFailed, r"403.*MODELSCOPE_API_TOKEN"),
+        ("modelscope", {"token": "t"}, "other", "org/data", WorldFailed, r"403.*has no right"),
+        ("modelscope", {}, "bad", "org/data", WorldFailed, r"refuses the token in MODELSCOPE_API_TOKEN"),
+        ("modelscope", {}, None, "org/data@nope", BadInput, r"has no files at revision 'nope'"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_clear_error(
+    hub: Any,
+    store: Store,
+    scheme: str,
+    settings: dict[str, Any],
+    token: str | None,
+    uri: str,
+    error: type[NightowlError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.repository("dataset", "org/data", **settings).commit({"one.jsonl": SMALL})
+    hub.repository("dataset", "org/new").commit({"one.jsonl": SMALL})
+    if token:
+        monkeypatch.setenv("HF_TOKEN" if scheme == "hf" else "MODELSCOPE_API_TOKEN", token)
+    with pytest.raises(error, match=f"(?s){message}"):
+        fetch(source(f"{scheme}://{uri}"), store)
+    assert len(hub.requests) <= 2
+
+
+@HUBS
+def test_a_right_token_reads_a_private_repository_and_stays_with_its_host(
+    hub: Any, store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repository("dataset", "org/data", token="t").commit({"two.jsonl": LARGE})
+    monkeypatch.setenv("HF_TOKEN" if scheme == "hf" else "MODELSCOPE_API_TOKEN", "t")
+    assert fetch(source(f"{scheme}://org/data"), store).rows == 3000
+    assert all("authorization" not in headers for host, _, headers in hub.requests if host.startswith("localhost"))
+
+
+@HUBS
+def test_an_empty_repository_and_one_without_rows_are_bad_input(hub: Any, store: Store, scheme: str) -> None:
+    hub.repository("dataset", "org/empty").commit({})
+    hub.repository("dataset", "org/text").commit({"README.md": b"# x", "book.txt": b"once"})
+    hub.repository("dataset", "org/rowless").commit({"a.jsonl": b"\n"})
+    for name, message in [("empty", "has no"), ("text", "has no data files"), ("rowless", "yields no rows")]:
+        with pytest.raises(BadInput, match=message):
+            fetch(source(f"{scheme}://org/{name}"), store)
+
+
+@HUBS
+def test_subsets_and_splits_are_the_cards_or_the_names_and_never_guessed(hub: Any, store: Store, scheme: str) -> None:
+    def lines(count: int) -> bytes:
+        return SMALL * count
+
+    hub.repository("dataset", "org/plain").commit({"data/train-0.jsonl": lines(2), "data/test-0.jsonl": lines(3)})
+    with pytest.raises(BadInput, match=r"several splits.*split=: train, test|several splits.*split=: test, train"):
+        fetch(source(f"{scheme}://org/plain"), store)
+    assert fetch(source(f"{scheme}://org/plain?split=test"), store).rows == 3
+    with pytest.raises(BadInput, match="has no split 'dev'"):
+        fetch(source(f"{scheme}://org/plain?split=dev"), store)
+
+    configs = [
+        {"config_name": "en", "data_files": [{"split": "train", "path": "en/*.jsonl"}]},
+        {
+            "config_name": "de",
+            "data_files": [{"split": "train", "path": ["de/a*"]}, {"split": "test", "path": "de/b*"}],
+        },
+    ]
+    front = f"---\nlicense: mit\nconfigs: {json.dumps(configs)}\n---\n# x\n".encode()
+    files = {"README.md": front, "en/1.jsonl": lines(4), "de/a.jsonl": lines(5), "de/b.jsonl": lines(6)}
+    hub.repository("dataset", "org/cards", card={"license": "mit", "configs": configs}).commit(files)
+    with pytest.raises(BadInput, match=r"several subsets.*en, de"):
+        fetch(source(f"{scheme}://org/cards"), store)
+    english = fetch(source(f"{scheme}://org/cards?subset=en"), store)
+    assert (english.rows, english.licence) == (4, "mit")
+    assert fetch(source(f"{scheme}://org/cards?subset=de&split=test"), store).rows == 6
+    assert fetch(source(f"{scheme}://org/cards?files=de/*"), store).rows == 11
+
+
+@HUBS
+def test_of_a_model_config_tokenizer_and_safetensors_are_fetched_and_a_pickle_is_refused(
+    hub: Any, store: Store, scheme: str
+) -> None:
+    files = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "tokenizer_config.json": b"{}",
+        "model.safetensors": LARGE,
+        "consolidated.safetensors": LARGE,
+        "pytorch_model.bin": LARGE,
+        "original/model.safetensors": LARGE,
+        "modeling_own.py": b"print()",
+    }
+    sha = hub.repository("model", "org/model").commit(files)
+    base = fetch_base(Base(uri=f"{scheme}://org/model"), store)
+    assert base.revision == sha
+    assert set(base.files) == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    hub.repository("model", "org/pickled").commit({"config.json": b"{}", "pytorch_model.bin": LARGE})
+    with pytest.raises(BadInput, match="has no safetensors weights"):
+        fetch_base(Base(uri=f"{scheme}://org/pickled"), store)
+
+
+def _start(store: Store, uri: str) -> subprocess.Popen[str]:
+    code = (
+        "import sys; from pathlib import Path; from tasks.fetch import fetch; from tasks.recipe import Source; "
+        "from tasks.store import Store; "
+        "fetch(Source(name='s', uri=sys.argv[2], kind='chat', share=1), Store(Path(sys.argv[1])))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(store.root), uri],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _wait_for_bytes(store: Store, child: subprocess.Popen[str]) -> None:
+    """Until the child has written what it was sent: the hub is stalled, so there is nothing more to come."""
+    import time
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+        if any(path.stat().st_size > 1000 for path in store.root.rglob("partial/**/*") if path.is_file()):
+            return
+        time.sleep(0.02)
+    pytest.fail("the child wrote nothing of what it was sent")
