@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -221,6 +221,19 @@ class Store:
             ) from error
         self._push(kind, address)
         return manifest, True
+
+    def withdraw(self, manifest: Manifest, damaged: Iterable[str]) -> None:
+        """Take back an output of which files are damaged; they are removed, the others wait for a resumable `make`."""
+        path = self._path(type(manifest), manifest.address)
+        work = self.root / "work" / f"{manifest.kind}-{manifest.address}"
+        work.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(work) + ".lock"):
+            if not (path / MANIFEST).exists():
+                return
+            shutil.rmtree(work, ignore_errors=True)
+            path.replace(work)
+            for name in [*damaged, MANIFEST]:
+                (work / name).unlink(missing_ok=True)
 
     def _finish(
         self, kind: type[M], address: str, inputs: Mapping[str, Any], fields: Mapping[str, Any], work: Path
