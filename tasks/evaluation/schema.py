@@ -14,7 +14,10 @@ Outcome = Literal["better", "not worse", "worse", "cannot tell"]
 
 
 class SuiteScore(BaseModel):
-    """One suite's result for one model. `digest`: of its items and generation settings."""
+    """One suite's result for one model.
+
+    `digest`: of its items and generation settings; `settings`: of the generation settings alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,14 +26,15 @@ class SuiteScore(BaseModel):
     unit: str
     higher_is_better: bool
     digest: str
+    settings: str = ""
 
 
 class Scores(Manifest):
     """One model on all suites.
 
-    Files: `items.parquet` (suite, item_id, score: f64, prompt, output: raw text, expected, stopped:
-    bool, new_tokens: i32, detail) and EvalScope's own report under `evalscope/`. `base` and `adapter`
-    are addresses; `adapter` is None for the base model itself.
+    Files: `items.parquet` (suite, item_id, cluster: what items that are not independent share, score: f64,
+    prompt, output: raw text, expected, stopped: bool, new_tokens: i32, detail) and EvalScope's own report
+    under `evalscope/`. `base` and `adapter` are addresses; `adapter` is None for the base model itself.
     """
 
     kind = "scores"

@@ -1,0 +1,233 @@
+"""One loaded base, adapters switched on it, prompts answered in batches.
+
+Decoding is greedy and bounded. What keeps it cheap: prompts of like length share a batch, an answer
+that is done leaves its batch at once, and an answer that goes round in circles is cut off, because
+greedy decoding hardly ever leaves a circle.
+
+On a CPU the 4-bit base is unpacked once to the 16-bit values that its own kernels would unpack for
+every product: the logits are the same, bit for bit, and each step is faster. Where the CPU has no
+16-bit arithmetic, large products are taken in 32 bits and rounded back.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_CIRCLE = 64  # tokens that repeat with a short period before an answer counts as going in circles
+_PERIOD = 16
+_LOOK_EVERY = 16
+_LOGIT_BYTES = 256 * 2**20  # of float32 logits at a time when answers are scored
+_WIDE = 48  # rows from which a product is worth converting its weights for
+
+
+class Written(NamedTuple):
+    """An answer: ids without the stop token; `stopped`: on a stop token; `circles`: cut off as endless."""
+
+    ids: list[int]
+    stopped: bool
+    circles: bool
+
+
+class Network:
+    """A base model with any number of adapters on it, of which one or none is active.
+
+    `four_bit`: NF4 with double quantisation, as QLoRA trains; else 16 bit.
+    """
+
+    def __init__(self, base: Path, *, four_bit: bool) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=torch.bfloat16,
+            device_map={"": self.device},
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **({"quantization_config": quantisation} if four_bit else {}),
+        )
+        if four_bit and self.device.type == "cpu":
+            self.model = self.model.dequantize()
+        self.model.eval()
+        self._adapted: Any = None
+        self._widen()
+
+    def add(self, name: str, adapter: Path) -> None:
+        """Load an adapter beside those already there."""
+        from peft import PeftModel
+
+        # 16-bit like the base, as in training under autocast; nothing is trained here.
+        options: dict[str, Any] = {"adapter_name": name, "is_trainable": False, "autocast_adapter_dtype": False}
+        if self._adapted is None:
+            self._adapted = PeftModel.from_pretrained(self.model, adapter, **options)
+        else:
+            self._adapted.load_adapter(adapter, **options)
+        for parameter_name, parameter in self._adapted.named_parameters():
+            if f".{name}." in parameter_name and parameter.is_floating_point():
+                parameter.data = parameter.data.to(self.device, self.model.dtype)
+        self._adapted.eval()
+        self._widen()
+
+    def use(self, name: str | None) -> None:
+        """Make an adapter the active one; None: the base as it is."""
+        if self._adapted is None:
+            if name is not None:
+                raise ValueError(f"adapter {name} was not added")
+        elif name is None:
+            self._adapted.base_model.disable_adapter_layers()
+        else:
+            self._adapted.base_model.enable_adapter_layers()
+            self._adapted.set_adapter(name)
+
+    def _widen(self) -> None:
+        import torch
+
+        if self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return
+        for module in self.model.modules():
+            if type(module) is torch.nn.Linear and module.weight.dtype == torch.bfloat16:
+                module.forward = _wide_forward(module)
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        batch_size: int,
+        on_done: Callable[[int], None] = lambda done: None,
+    ) -> list[Written]:
+        """Greedy answers to prompts (token ids), in their order; `on_done` hears how many are written."""
+        import torch
+
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        written: list[Written] = [Written([], False, False)] * len(prompts)
+        with torch.inference_mode():
+            for at in range(0, len(order), batch_size):
+                batch = order[at : at + batch_size]
+                for row, answer in self._batch([prompts[i] for i in batch], max_new_tokens, stop_ids, pad_id):
+                    written[batch[row]] = answer
+                on_done(min(at + batch_size, len(order)))
+        return written
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
+    ) -> Iterator[tuple[int, Written]]:
+        import torch
+        from transformers import DynamicCache
+
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        rows = list(range(len(prompts)))
+        texts: list[list[int]] = [[] for _ in prompts]
+        for step in range(1, max_new_tokens + 1):
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **self._last_only(),
+            ).logits[:, -1]
+            chosen = logits.argmax(-1)
+            kept = []
+            for place, token in enumerate(chosen.tolist()):
+                row = rows[place]
+                if token in stop_ids:
+                    yield row, Written(texts[row], True, False)
+                    continue
+                texts[row].append(token)
+                circles = step % _LOOK_EVERY == 0 and in_circles(texts[row])
+                if circles or step == max_new_tokens:
+                    yield row, Written(texts[row], False, circles)
+                else:
+                    kept.append(place)
+            if not kept:
+                return
+            if len(kept) < len(rows):
+                keep = torch.tensor(kept, device=self.device)
+                cache.batch_select_indices(keep)
+                rows, chosen, mask, positions = [rows[i] for i in kept], chosen[keep], mask[keep], positions[keep]
+            ids = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(kept), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+    def losses(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], *, batch_size: int, pad_id: int
+    ) -> list[float]:
+        """Mean nats per supervised token of each row of ids and mask, teacher-forced, in order."""
+        import torch
+
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]), reverse=True)
+        found = [0.0] * len(rows)
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        with torch.inference_mode():
+            at = 0
+            while at < len(order):
+                width = len(rows[order[at]][0])
+                fits = max(1, min(batch_size, _LOGIT_BYTES // (4 * vocabulary * width)))
+                batch = order[at : at + fits]
+                for i, loss in zip(batch, self._batch_losses([rows[i] for i in batch], pad_id), strict=True):
+                    found[i] = loss
+                at += fits
+        return found
+
+    def _batch_losses(self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad_id: int) -> list[float]:
+        import torch
+
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([list(i) + [pad_id] * (width - len(i)) for i, _ in rows], device=self.device)
+        attended = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i, _ in rows], device=self.device)
+        logits = self.model(input_ids=ids, attention_mask=attended, use_cache=False).logits
+        losses = []
+        for place, (_, mask) in enumerate(rows):
+            at = torch.tensor([t for t, supervised in enumerate(mask) if supervised and t], device=self.device)
+            if not len(at):
+                raise ValueError("a row has no supervised token")
+            loss = torch.nn.functional.cross_entropy(logits[place, at - 1].float(), ids[place, at])
+            losses.append(float(loss))
+        return losses
+
+    def _last_only(self) -> dict[str, int]:
+        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+
+
+def in_circles(ids: Sequence[int]) -> bool:
+    """Whether the last 64 tokens repeat with a period of 16 or less."""
+    if len(ids) < _CIRCLE:
+        return False
+    tail = np.asarray(ids[-_CIRCLE:])
+    return any(np.array_equal(tail[period:], tail[:-period]) for period in range(1, _PERIOD + 1))
+
+
+def _wide_forward(linear: Any) -> Callable[[Any], Any]:
+    import torch
+
+    narrow = torch.nn.functional.linear
+
+    def forward(x: Any) -> Any:
+        if x.shape[:-1].numel() < _WIDE or x.dtype != torch.bfloat16:
+            return narrow(x, linear.weight, linear.bias)
+        bias = None if linear.bias is None else linear.bias.float()
+        return narrow(x.float(), linear.weight.float(), bias).to(x.dtype)
+
+    return forward

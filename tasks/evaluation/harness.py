@@ -1,0 +1,225 @@
+"""The suites as EvalScope benchmarks, and EvalScope run over answers that are already written.
+
+EvalScope asks its model one sample at a time; here that model looks the answer up in a table that was
+generated in batches. EvalScope scores, aggregates and reports; its reviews are read back by item.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.conversations import Renderer
+from tasks.errors import WorldFailed
+from tasks.evaluation.suites import SUITES, Question, Reply
+from tasks.evaluation.suites import score as score_item
+from tasks.recipe import Suite
+from tasks.store import digest
+
+_METRIC = "nightowl_{}"
+ITEM_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "suite": pl.String,
+    "item_id": pl.String,
+    "cluster": pl.String,
+    "score": pl.Float64,
+    "prompt": pl.String,
+    "output": pl.String,
+    "expected": pl.String,
+    "stopped": pl.Boolean,
+    "new_tokens": pl.Int32,
+    "detail": pl.String,
+}
+
+
+def score(
+    model: str, suites: Mapping[str, Suite], answers: Mapping[str, pl.DataFrame], renderer: Renderer, folder: Path
+) -> pl.DataFrame:
+    """Score a model's answers with EvalScope, whose own files go to `folder`; one row an item.
+
+    Raises WorldFailed when EvalScope leaves an item unscored.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed here
+    with _own_logging():
+        return pl.concat([_run(model, suites[name], table, renderer, folder) for name, table in answers.items()])
+
+
+def _run(model: str, suite: Suite, table: pl.DataFrame, renderer: Renderer, folder: Path) -> pl.DataFrame:
+    from evalscope import TaskConfig, run_task
+
+    benchmark = _METRIC.format(suite.name)
+    _register(suite.name)
+    items = folder / "items" / f"{benchmark}.jsonl"
+    items.parent.mkdir(parents=True, exist_ok=True)
+    questions = {row["item_id"]: _question(row, suite, renderer) for row in table.iter_rows(named=True)}
+    items.write_text("".join(q.model_dump_json() + "\n" for q in questions.values()), encoding="utf-8")
+    replies = {row["item_id"]: _reply(row, renderer) for row in table.iter_rows(named=True)}
+    # The name of EvalScope's files; a digest of what is scored keeps two tables apart.
+    model_id = f"{model}-{digest([table['item_id'].to_list(), table['output'].to_list()])[:12]}"
+    reports = run_task(
+        TaskConfig(
+            model=_table_model(model_id, replies),
+            model_id=model_id,
+            eval_type="custom",
+            datasets=[benchmark],
+            dataset_args={benchmark: {"local_path": str(items)}},
+            eval_batch_size=1,
+            work_dir=str(folder),
+            no_timestamp=True,
+            seed=None,
+        )
+    )
+    report = reports[benchmark]
+    if not report or report.execution_summary is None or report.execution_summary.incomplete:
+        raise WorldFailed(
+            f"EvalScope on {suite.name}", "did not score every item", f"See {folder / 'logs'}; then run again."
+        )
+    reviews = folder / "reviews" / model_id / f"{benchmark}_default.jsonl"
+    return _scored(suite.name, table, _read_reviews(reviews, benchmark))
+
+
+def _question(row: Mapping[str, Any], suite: Suite, renderer: Renderer) -> Question:
+    return Question(
+        item_id=row["item_id"],
+        prompt=row["prompt"],
+        expected=json.loads(row["expected"]),
+        tools=row["tools"],
+        mode=suite.mode,
+        special_tokens=tuple(token for token in renderer.special_tokens if token.strip()),
+    )
+
+
+def _reply(row: Mapping[str, Any], renderer: Renderer) -> Reply:
+    # A template may open the thinking block itself; the answer is read together with that opening.
+    opened = "<think>" if row["prompt"].rstrip().endswith("<think>") else ""
+    return Reply(
+        output=row["output"],
+        answer=renderer.parse_answer(opened + row["output"]),
+        stopped=row["stopped"],
+        loss=row["loss"],
+    )
+
+
+def _scored(suite: str, table: pl.DataFrame, reviews: Mapping[str, tuple[float, str]]) -> pl.DataFrame:
+    if missing := set(table["item_id"]) ^ set(reviews):
+        raise WorldFailed(f"EvalScope on {suite}", f"{len(missing)} items have no review", "Run again; report this.")
+    rows = []
+    for row in table.iter_rows(named=True):
+        value, detail = reviews[row["item_id"]]
+        rows.append(
+            {
+                "suite": suite,
+                "item_id": row["item_id"],
+                # Greedy answers to one prompt are one answer, so items that share it are not independent.
+                "cluster": digest(row["prompt"])[:16],
+                "score": value,
+                "prompt": row["prompt"],
+                "output": row["output"],
+                "expected": row["shown"],
+                "stopped": row["stopped"],
+                "new_tokens": row["new_tokens"],
+                "detail": "; ".join(part for part in (detail, row["note"]) if part),
+            }
+        )
+    return pl.DataFrame(rows, schema=ITEM_SCHEMA)
+
+
+def _read_reviews(file: Path, metric: str) -> dict[str, tuple[float, str]]:
+    found = {}
+    for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"):
+        sample = json.loads(line)["sample_score"]
+        value = sample["score"]
+        found[sample["sample_metadata"]["item_id"]] = (float(value["value"][metric]), value["explanation"] or "")
+    return found
+
+
+def _table_model(model_id: str, replies: Mapping[str, Reply]) -> Any:
+    from evalscope.api.model import ModelAPI, ModelOutput
+
+    class TableModel(ModelAPI):
+        def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
+            reply = replies[input[-1].id]
+            output = ModelOutput.from_content(
+                model=model_id,
+                content=reply.answer.content,
+                stop_reason="stop" if reply.stopped else "max_tokens",
+            )
+            output.metadata = {"reply": reply.model_dump(mode="json")}
+            return output
+
+    return TableModel(model_id)
+
+
+def _register(suite: str) -> None:
+    from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
+    from evalscope.api.dataset import Sample
+    from evalscope.api.messages import ChatMessageUser
+    from evalscope.api.metric import Score
+    from evalscope.api.registry import BENCHMARK_REGISTRY, register_benchmark
+    from evalscope.metrics.semantics.catalog import METRIC_DEFINITIONS
+    from evalscope.metrics.semantics.entry import MetricEntry
+
+    name = _METRIC.format(suite)
+    if name in BENCHMARK_REGISTRY:
+        return
+    about = SUITES[suite]
+    METRIC_DEFINITIONS[name] = MetricEntry(
+        baseline="quality.accuracy.ratio" if about.higher_is_better else "quality.loss.unbounded",
+        metric_name=about.title,
+    )
+
+    @register_benchmark(
+        BenchmarkMeta(
+            name=name,
+            pretty_name=about.title,
+            dataset_id=name,
+            description=about.about,
+            metric_list=[name],
+            primary_metric=name,
+            eval_split="test",
+            prompt_template="{question}",
+        )
+    )
+    class SuiteAdapter(DefaultDataAdapter):
+        def load_from_disk(self, **kwargs: Any) -> Any:
+            return super().load_from_disk(use_local_loader=True)
+
+        def record_to_sample(self, record: dict[str, Any]) -> Any:
+            question = Question.model_validate(record)
+            return Sample(
+                input=[ChatMessageUser(content=question.prompt, id=question.item_id)],
+                target=json.dumps(question.expected, ensure_ascii=False),
+                metadata=record,
+            )
+
+        def match_score(
+            self, original_prediction: str, filtered_prediction: str, reference: str, task_state: Any
+        ) -> Any:
+            question = Question.model_validate(task_state.metadata)
+            reply = Reply.model_validate(task_state.output.metadata["reply"])
+            value, detail = score_item(suite, question, reply)
+            return Score(
+                value={name: value},
+                main_score_name=name,
+                prediction=reply.output,
+                extracted_prediction=filtered_prediction,
+                explanation=detail,
+            )
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Importing EvalScope replaces the root logger's handlers; put them back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
