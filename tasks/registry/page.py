@@ -50,6 +50,7 @@ def page(story: Story, store: Store) -> str:
 
     recipe, verdict, adapter, mixture = story.recipe, story.verdict, story.adapter, story.mixture
     against = "champion" if verdict.champion else "base"
+    differences = plots.differences_plot(story.rows)
     loss = plots.loss_plot(store.folder(adapter) / "progress.jsonl")
     composition = store.folder(mixture) / "composition.png"
     template = Environment(autoescape=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -61,7 +62,7 @@ def page(story: Story, store: Store) -> str:
         reasons=verdict.reasons,
         table=score_table(story.rows),
         scores_png=_inline(plots.scores_plot(story.rows)),
-        differences_png=_inline(plots.differences_plot(story.rows)),
+        differences_png=_inline(differences) if differences else None,
         loss_png=_inline(loss) if loss else None,
         composition_png=_inline(composition.read_bytes()) if composition.exists() else None,
         training=_training(adapter),

@@ -39,9 +39,14 @@ def scores_plot(rows: Sequence[SuiteRow]) -> bytes:
     return _png(figure, top=0.88)
 
 
-def differences_plot(rows: Sequence[SuiteRow]) -> bytes:
-    """Candidate minus reference on each suite, paired, with the gate's interval; a guard's margin is shaded."""
+def differences_plot(rows: Sequence[SuiteRow]) -> bytes | None:
+    """Candidate minus reference on each suite, paired, with the gate's interval; a guard's margin is shaded.
+
+    None where no suite was compared.
+    """
     panels = _panels([row for row in rows if row.comparison])
+    if not panels:
+        return None
     figure, axes = _figure(8.4, 1.1 + 0.55 * max(len(panel) for panel in panels), _ratios(panels))
     for axis, panel in zip(axes, panels, strict=True):
         factor = 100 if is_share(panel[0].unit) else 1
@@ -89,11 +94,11 @@ def _panels(rows: Sequence[SuiteRow]) -> list[list[SuiteRow]]:
     panels: dict[str, list[SuiteRow]] = {}
     for row in rows:
         panels.setdefault("share" if is_share(row.unit) else row.unit, []).append(row)
-    return list(panels.values()) or [[]]
+    return list(panels.values())
 
 
 def _ratios(panels: Sequence[Sequence[SuiteRow]]) -> list[int]:
-    return [3 if panel and is_share(panel[0].unit) else 2 for panel in panels]
+    return [3 if is_share(panel[0].unit) else 2 for panel in panels]
 
 
 def _smoothed(values: Iterable[float], keep: float = 0.8) -> Iterable[float]:
