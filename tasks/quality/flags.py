@@ -15,8 +15,8 @@ from tasks.quality.rules import RULES
 from tasks.quality.text import endings, text_flags
 from tasks.quality.turns import Turns, order_flags, thinking_flags
 
-# A source has a habit when at least this share of at least so many of its rows shows it.
-HABIT, HABIT_ROWS = 0.9, 20
+# A source has a habit when at least this share of the rows it concerns, and at least so many, show it.
+ENDS_SENTENCES, ANSWERS_CALLS, HABIT_ROWS = 0.75, 0.9, 20
 
 
 def flags(
@@ -57,7 +57,8 @@ def settle(found: pl.DataFrame) -> pl.DataFrame:
     """The flags of a whole source, from the row flags of all its slices in order."""
     spoken = pl.col("_open") | pl.col("_closed")
     closes, answers_calls = found.select(
-        _habit(pl.col("_closed"), spoken), on_call=_habit(~pl.col("_on_call"), pl.col("_calls"))
+        _habit(pl.col("_closed"), spoken, ENDS_SENTENCES),
+        on_call=_habit(~pl.col("_on_call"), pl.col("_calls"), ANSWERS_CALLS),
     ).row(0)
     settled = found.with_columns(
         truncated_ending=pl.col("_open") & closes,
@@ -67,6 +68,6 @@ def settle(found: pl.DataFrame) -> pl.DataFrame:
     return settled.select("row_id", *(rule.name for rule in RULES))
 
 
-def _habit(shown: pl.Expr, among: pl.Expr) -> pl.Expr:
-    """Whether a source has a habit: enough of the rows it concerns, and nearly all of them, show it."""
-    return (among.sum() >= HABIT_ROWS) & ((shown & among).sum() >= HABIT * among.sum())
+def _habit(shown: pl.Expr, among: pl.Expr, share: float) -> pl.Expr:
+    """Whether a source has a habit: enough of the rows it concerns, and at least this share of them, show it."""
+    return (among.sum() >= HABIT_ROWS) & ((shown & among).sum() >= share * among.sum())

@@ -130,14 +130,15 @@ EMAIL = r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-
 EMAIL_EXAMPLE = r"(?i)@(?:[a-z0-9-]+\.)*(?:example\.(?:com|org|net)|(?:test|example|invalid|localhost|local))\b"
 
 # An answer that stops in the middle: its last line is prose, long, and ends on a letter or a joint.
-OPEN_END = r"[\p{L}\p{M},，、;；(（\[{<=+&/—–-]\s*\z"
+OPEN_END = r"[\p{L}\p{M},，、;；(（\[{<=+&/—–-]\z"
 LIST_LINE = r"^\s*(?:[-*+•|#>]|\d{1,3}[.)]|\$|```| {4}|\t)"
 # Added tokens that are text like any other, or that other rules look for.
 HARMLESS = re.compile(
     r"</?(?:think|table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|[abipus]|code|ul|ol|li|sup|sub|br)>|\W?\w?"
     r"|\u2581+"
 )
-LAST_LINE = r"([^\n]*)\s*\z"
+LONG_LINE = r"(?:\S+\s+){6}\S"
+LONG_CJK_LINE = r"(?:[\p{Han}\p{Hiragana}\p{Katakana}][^\p{Han}\p{Hiragana}\p{Katakana}]?){20}"
 
 
 def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Series]:
@@ -170,7 +171,7 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
         "call_in_text": laid.where(pl.lit(True), _outside_code(answers, CALL_TEXT, ("<", "[TOOL", "Action Input"))),
         "html_entity": laid.where(pl.lit(True), _outside_code(answers, ENTITY, ("&",))),
         "email_address": laid.where(
-            text.str.contains(EMAIL) & ~text.str.contains(EMAIL_EXAMPLE),
+            text.str.replace_all(EMAIL_EXAMPLE, "").str.contains(EMAIL),
             pieces.filter(text.str.contains("@", literal=True)),
         ),
         "refusal": laid.where(text.str.contains(REFUSAL), answers) & ~tools,
@@ -246,21 +247,22 @@ def _circling(answers: pl.DataFrame) -> pl.DataFrame:
 def endings(laid: Turns) -> dict[str, pl.Series]:
     """How conversations end, for the rules that compare a row with its source.
 
-    `open`: in mid-sentence; `closed`: on anything but a letter or a joint; `on_call`: on a call;
-    `calls`: holds a call at all.
+    `open` and `closed`: on a line of prose that stops in mid-sentence, or does not (other answers are
+    neither: a number, a list, a table or a name ends as it likes); `on_call`: on a call; `calls`: holds
+    a call at all.
     """
     final = laid.turns.filter(pl.col("last") & (pl.col("letter") == "A"))
-    spoken = final.filter(pl.col("calls") == 0).select("n", text="content")
-    text = pl.col("text")
-    hanging = spoken.filter(text.str.contains(OPEN_END)).with_columns(line=text.str.extract(LAST_LINE))
-    line = pl.col("line")
-    prose = ~line.str.contains(LIST_LINE) & (
-        (line.str.count_matches(r"\S+") >= 7) | (line.str.count_matches(r"\p{Han}|\p{Hiragana}|\p{Katakana}") >= 20)
+    text, line = pl.col("text"), pl.col("line")
+    prose = (
+        final.filter(pl.col("calls") == 0)
+        .select("n", text=pl.col("content").str.strip_chars_end())
+        .with_columns(line=text.str.split("\n").list.last())
+        .filter(~line.str.contains(LIST_LINE) & (line.str.contains(LONG_LINE) | line.str.contains(LONG_CJK_LINE)))
     )
-    more = text.str.contains(r"[.!?。！？:：]\s|[。！？，]|\n")
+    hanging = text.str.contains(OPEN_END)
     return {
-        "open": laid.where(prose & more, hanging),
-        "closed": laid.where(~text.str.contains(OPEN_END), spoken),
+        "open": laid.where(hanging, prose),
+        "closed": laid.where(~hanging, prose),
         "on_call": laid.where(pl.col("calls") > 0, final),
         "calls": laid.mark(laid.calls["n"].unique()),
     }
