@@ -42,3 +42,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data sets are not here ({folder}); set NIGHTOWL_SHARED_DATA to where they are")
     return folder
+
+
+@pytest.fixture(scope="session")
+def test_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a session puts what is slow to make or to fetch; NIGHTOWL_TEST_CACHE keeps it for the next session."""
+    named = os.environ.get("NIGHTOWL_TEST_CACHE")
+    folder = Path(named).absolute() if named else tmp_path_factory.mktemp("cache")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_base(test_cache: Path) -> Path:
+    """The folder of the demo's base model, converted once a session."""
+    from tasks.fetch import fetch_base
+    from tasks.recipe import Base
+    from tasks.store import Store
+
+    store = Store(test_cache / "store")
+    return store.folder(fetch_base(Base(uri="sample://smollm2-135m-instruct"), store))

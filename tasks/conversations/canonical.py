@@ -55,19 +55,16 @@ def canonical_json(value: object) -> str:
 
 
 def loads(text: str, reason: str) -> Any:
-    """A JSON text's value; raises Unconvertible with this reason."""
+    """A JSON text's value; raises Unconvertible with this reason, or `not_unicode` for lone surrogates."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Unconvertible(reason, f"{error} in {text[:200]!r}") from error
-
-
-def without_nulls(value: Any) -> Any:
-    """A struct's value without the fields that a table filled with null because other rows have them."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            _ENCODER.encode(value).encode()
+        except ValueError as error:
+            raise Unconvertible("not_unicode", f"{error} in {text[:200]!r}") from error
     return value
 
 
@@ -81,8 +78,6 @@ def canonical_call(name: object, arguments: object) -> tuple[str, str]:
         arguments = loads(arguments, "call_not_json")
         if isinstance(arguments, str):  # some exports quote twice
             arguments = loads(arguments, "call_not_json")
-    else:
-        arguments = without_nulls(arguments)
     if not isinstance(arguments, dict):
         raise Unconvertible("call_not_json", f"the arguments of {name} are no object: {str(arguments)[:200]}")
     return name.strip(), canonical_json(arguments)
@@ -119,7 +114,7 @@ def canonical_tools(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         return _tools_of_text(value.strip())
-    return _canonical_tools(without_nulls(value))
+    return _canonical_tools(value)
 
 
 @lru_cache(maxsize=4096)
