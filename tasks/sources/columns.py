@@ -30,6 +30,8 @@ _SCALARS: dict[str, Any] = {
     "text": pl.String,
     "json": pl.String,
 }
+# Whole numbers up to here are also exact as the floats they become in a column with floats.
+_EXACT = 2**53
 _NUMBERS = (("integer", "number"), ("number", "integer"))
 _NAMES = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "text"}
 
@@ -66,7 +68,7 @@ def frame(columns: Columns, records: list[dict[str, Any]]) -> pl.DataFrame:
 def _shape(value: object) -> Shape:
     name = _NAMES.get(type(value))
     if name:
-        return name if name != "integer" or -(2**63) <= value < 2**63 else "json"  # type: ignore[operator]
+        return name if name != "integer" or -_EXACT <= value <= _EXACT else "json"  # type: ignore[operator]
     if isinstance(value, dict):
         return "json"
     if not isinstance(value, list):

@@ -226,7 +226,7 @@ def _json(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
                 if sign != "{" or closed:
                     raise _bad_line(shown, line, pending[at : at + 80].encode(), "is not a JSON object")
                 try:
-                    value, end = decoder.raw_decode(pending, at)
+                    end = decoder.raw_decode(pending, at)[1]
                 except RecursionError as error:
                     raise _bad_line(shown, line, pending[at : at + 80].encode(), "is nested too deep") from error
                 except ValueError as error:
@@ -235,7 +235,7 @@ def _json(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
                     raise _bad_line(
                         shown, line, pending[at : at + 80].encode(), f"begins what is not JSON ({error})"
                     ) from error
-                batch.append(value)
+                batch.append(_strict(shown, line, pending[at:end]))
                 size += end - at
                 line += pending.count("\n", at, end)
                 at = end
@@ -255,6 +255,14 @@ def _json(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
         text.detach()
     if batch:
         yield batch
+
+
+def _strict(shown: str, line: int, text: str) -> Record:
+    """The object again, by the parser that JSON lines go through: it refuses half a surrogate pair, for one."""
+    try:
+        return dict(orjson.loads(text))
+    except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
+        raise _bad_line(shown, line, text[:80].encode(errors="replace"), f"is not JSON ({error})") from error
 
 
 def _skip(text: str, at: int) -> int:
