@@ -89,6 +89,16 @@ class Mixture(Part):
     same_prompt: Literal["first", "all"] = "first"
     """Conversations of one kind that ask the same and get other answers: first keeps the best-ranked source's
     first one and sets the others aside; all keeps them, in one split."""
+    near_duplicates: float | None = Field(0.8, ge=0.3, le=1)
+    """Jaccard similarity, of the runs of five words in two conversations, from which the worse-ranked one is set
+    aside, and from which a training prompt is too near a held-out one; null: only exact duplicates are."""
+    contamination_ngram: int | None = Field(13, ge=4, le=64)
+    """Length, in words, of the runs that a training conversation may not share with a held-out question; null: off."""
+    contamination_overlap: float = Field(0.5, gt=0, le=1)
+    """Share of a held-out question's words, covered by such runs, from which a training conversation is set aside."""
+    benchmarks: tuple[str, ...] = ()
+    """Files of benchmark questions (JSON, JSON Lines, Parquet, CSV) that training may not see; path#column names
+    the column."""
 
 
 class Training(Part):
@@ -271,6 +281,11 @@ def parse(given: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(given)
     except ValidationError as error:
         raise _explain(error, given) from error
+
+
+def is_recipe(text: str) -> bool:
+    """Whether a text names a recipe (a YAML file, or a preset) rather than data or a model."""
+    return text.endswith((".yaml", ".yml")) or (PRESETS / f"{text}.yaml").is_file()
 
 
 def _find(path: str | Path) -> Path:

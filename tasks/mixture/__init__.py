@@ -1,22 +1,25 @@
 """The mixture: which conversations go into which split, and in what shares."""
 
-from tasks.mixture.files import conversations_with_tokens, write_splits
+from tasks.mixture.files import write_splits
+from tasks.mixture.index import Index, excerpts, gather
+from tasks.mixture.overlap import overlaps
 from tasks.mixture.picture import draw_composition
 from tasks.mixture.schema import SharePart, Split, TokenisedMixture
 from tasks.mixture.shares import allot
-from tasks.mixture.split import SPLITS, hash64, hash128, leaks, split_of
+from tasks.mixture.split import SPLITS, leaks, split_of
 
 __all__ = [
     "SPLITS",
+    "Index",
     "SharePart",
     "Split",
     "TokenisedMixture",
     "allot",
-    "conversations_with_tokens",
     "draw_composition",
-    "hash64",
-    "hash128",
+    "excerpts",
+    "gather",
     "leaks",
+    "overlaps",
     "split_of",
     "write_splits",
 ]

@@ -22,6 +22,21 @@ OTHER_ANSWER = "same prompt, other answer"
 _FIELD, _TURN = "\x1f", "\x1e"
 
 
+def said(rows: pl.DataFrame) -> pl.DataFrame:
+    """What a conversation holds, for measures of overlap: `all` (string: everything but the system's turns) and
+    `turns` (list of string: what the user says, turn by turn)."""
+    turn = pl.element().struct
+    calls = turn.field("tool_calls").list.eval(
+        pl.concat_str(pl.element().struct.field("name"), pl.element().struct.field("arguments"), separator=" ")
+    )
+    parts = [turn.field("thinking"), turn.field("content"), calls.list.join(" ")]
+    whole = pl.concat_str(*(part.fill_null("") for part in parts), separator=" ")
+    return rows.select(
+        all=pl.col("messages").list.eval(whole.filter(turn.field("role") != "system")).list.join(" "),
+        turns=pl.col("messages").list.eval(turn.field("content").filter(turn.field("role") == "user").fill_null("")),
+    )
+
+
 def fingerprints(rows: pl.DataFrame, prompt_key: pl.Series) -> pl.DataFrame:
     """What conversations are compared by: `prompt` (string), `said` and `asked` (128-bit, as structs of two u64).
 
@@ -41,7 +56,11 @@ def fingerprints(rows: pl.DataFrame, prompt_key: pl.Series) -> pl.DataFrame:
         .list.eval(
             pl.concat_str(
                 turn.field("role"),
-                *(turn.field(name).fill_null("").str.strip_chars() for name in ("content", "thinking")),
+                # What is asked is in the prompt's key already, where case and spacing do not count.
+                pl.when(turn.field("role").is_in(["system", "user"]))
+                .then(pl.lit(""))
+                .otherwise(turn.field("content").fill_null("").str.strip_chars()),
+                turn.field("thinking").fill_null("").str.strip_chars(),
                 calls.fill_null(""),
                 separator=_FIELD,
             )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tasks.recipe import Recipe, parse
 from tasks.store import Store, file_digest
 
 Made = Callable[..., Any]
+Row = dict[str, Any]
 SHARES = {"tools": 0.5, "sums": 0.3, "talk": 0.2}
 KINDS = {"tools": "tool", "sums": "reasoning", "talk": "chat"}
 
@@ -299,3 +301,71 @@ def test_rows_are_conserved_and_nothing_leaks_whatever_comes(
         return {" ".join(messages[0]["content"].lower().split()) for messages in frame["messages"]}
 
     assert not prompts(splits["train"]) & (prompts(splits["test"]) | prompts(splits["validation"]))
+
+
+def test_near_duplicates_across_sources_are_set_aside_with_their_twin(
+    store: Store, gated: Made, varied: Made, conversation: Made
+) -> None:
+    one = varied("one", 300, words=(60, 90))
+    two = varied("two", 300, words=(60, 90))
+    near = []
+    for row in one[:40]:
+        asked, answer = (message["content"] for message in row["messages"])
+        near.append(conversation(asked.replace("question", "problem"), answer))
+    kinds = {"one": "chat", "two": "chat"}
+    sources = [gated("one", one), gated("two", near + two)]
+    mixture = mix(recipe({"one": 0.5, "two": 0.5}, kinds), sources, store)
+    assert mixture.set_aside["near-duplicate"] == 40
+    aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet").filter(reason="near-duplicate")
+    assert set(aside["source"]) == {"two"}
+    first = aside.filter(row_id=near[0]["row_id"])["detail"].item()
+    assert one[0]["row_id"] in first
+    assert one[0]["messages"][0]["content"] in first
+    without = mix(recipe({"one": 0.5, "two": 0.5}, kinds, near_duplicates=None), sources, store)
+    assert "near-duplicate" not in without.set_aside
+
+
+def test_training_holds_no_held_out_and_no_benchmark_question(
+    store: Store, gated: Made, varied: Made, conversation: Made, tmp_path: Path
+) -> None:
+    rows = varied("one", 300)
+    kinds = {"one": "chat", "two": "chat"}
+    plain = mix(recipe({"one": 0.5, "two": 0.5}, kinds), [gated("one", rows), gated("two", varied("two", 300))], store)
+    held_out = [messages[0]["content"] for messages in read(store, plain, "test").filter(source="one")["messages"]]
+
+    def continued(question: str, number: int) -> Row:
+        """The question under another prompt key: with a further turn."""
+        row = conversation(question, f"well, {number}")
+        row["messages"] = [*row["messages"], *conversation(f"and then, {number}?", "no")["messages"]]
+        return {**row, "row_id": f"{number:032d}"}
+
+    asked = "Consider how a long walk along the river on a winter day with two friends and a dog came to its end: why?"
+    leaking = [continued(question, n) for n, question in enumerate(held_out)]
+    benchmark = tmp_path / "benchmark.jsonl"
+    benchmark.write_text(
+        json.dumps({"question": asked}) + "\n" + json.dumps({"question": "What is a benchmark?"}) + "\n"
+    )
+    quoting = [conversation(f"Number {n}. {asked} {n}", f"answer {n}") for n in range(20)]
+    short = [conversation("what is a benchmark", "a file")]
+    sources = [gated("one", rows), gated("two", [*varied("two", 300), *leaking, *quoting, *short])]
+    mixture = mix(recipe({"one": 0.5, "two": 0.5}, kinds, benchmarks=[str(benchmark)]), sources, store)
+
+    aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet")
+    train = read(store, mixture, "train")
+    spoken = [{" ".join(m["content"].lower().split()) for m in messages} for messages in train["messages"]]
+    held = {
+        m[0]["content"].lower() for split in ("test", "validation") for m in read(store, mixture, split)["messages"]
+    }
+    assert not any(turns & held for turns in spoken)
+    assert not any(asked.lower() in turn for turns in spoken for turn in turns)
+    gone = aside.filter(pl.col("reason").str.contains("question"))
+    assert {"covers a benchmark question", "opens with a held-out question"} <= set(gone["reason"])
+    assert (
+        gone.filter(reason="covers a benchmark question")["detail"].str.contains("benchmark.jsonl, item 0.*river").all()
+    )
+    in_split = pl.concat([read(store, mixture, split) for split in ("train", "validation", "test")])
+    assert mixture.rows_in == in_split.height + aside.height
+    benchmark.write_text(json.dumps({"question": "another"}))
+    assert mix(recipe({"one": 0.5, "two": 0.5}, kinds, benchmarks=[str(benchmark)]), sources, store) != mixture
+    with pytest.raises(BadInput, match=r"mixture\.benchmarks"):
+        mix(recipe({"one": 0.5, "two": 0.5}, kinds, benchmarks=["nowhere.jsonl"]), sources, store)
