@@ -42,3 +42,12 @@ class WorldFailed(NightowlError):
 
     def __init__(self, what: str, problem: str, way_out: str) -> None:
         super().__init__(f"{what}: {problem}. {way_out}")
+
+
+class Preempted(NightowlError):
+    """This process was told to stop and did so in good order: the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(f"{what}: {problem}. Run the same command again to go on.")

@@ -1,5 +1,19 @@
 """Training: backends behind one small interface, tokenised splits and a spec in, adapter and metrics out."""
 
+from tasks.training.adapter_folder import require_base, weights_digest
+from tasks.training.process import run
 from tasks.training.schema import Adapter, Progress
+from tasks.training.spec import TrainingResult, TrainingSpec
 
-__all__ = ["Adapter", "Progress"]
+BACKENDS = {"unsloth": "tasks.training.unsloth_backend"}
+
+__all__ = [
+    "BACKENDS",
+    "Adapter",
+    "Progress",
+    "TrainingResult",
+    "TrainingSpec",
+    "require_base",
+    "run",
+    "weights_digest",
+]

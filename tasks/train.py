@@ -1,0 +1,96 @@
+"""Train a candidate: a tokenised mixture and a base model in, an adapter out.
+
+The work is done by a process of its own (tasks/training), so that a crash, a leak or a kill there is
+an attempt that failed and not the end of the night; what it had saved is where the next attempt begins.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import WorldFailed
+from tasks.mixture import TokenisedMixture
+from tasks.recipe import Recipe
+from tasks.sources import BaseSnapshot
+from tasks.store import Manifest, Store, code_digest, file_digest
+from tasks.training import BACKENDS, Adapter, Progress, TrainingSpec, run, weights_digest
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
+
+
+def adapter_inputs(recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot) -> dict[str, Any]:
+    """What an adapter depends on: `Store.address(Adapter, adapter_inputs(...))` is where it is, or will be.
+
+    How often a checkpoint is written changes nothing in the adapter, and so is left out.
+    """
+    return {
+        "mixture": mixture.address,
+        "base": base.address,
+        "chat_template": recipe.base.chat_template,
+        "training": recipe.training.model_dump(mode="json", exclude={"save_steps"}),
+        "code": code_digest("tasks/train.py", "tasks/training", libraries=_LIBRARIES),
+    }
+
+
+def train(
+    recipe: Recipe,
+    mixture: TokenisedMixture,
+    base: BaseSnapshot,
+    store: Store,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Adapter:
+    """The adapter of this recipe on this mixture and base, trained unless it exists.
+
+    `on_progress` is called after each optimiser step. A call that was killed goes on from its last whole
+    checkpoint when it is made again. Raises BadInput for rows or settings that would train wrongly,
+    WorldFailed when the training process fails (with the end of its log), Preempted on SIGTERM.
+    """
+
+    def build(work: Path) -> Mapping[str, Any]:
+        rows, model = store.folder(mixture), store.folder(base)
+        splits = [name for name in ("train", "validation") if mixture.splits[name].rows]
+        _require_unchanged(mixture, rows, [f"{name}.parquet" for name in splits])
+        _require_unchanged(base, model, list(base.files))
+        spec = TrainingSpec(
+            work=work,
+            base_folder=model,
+            base_uri=base.uri,
+            base_revision=base.revision,
+            base_weights=weights_digest(base),
+            train=rows / "train.parquet",
+            validation=rows / "validation.parquet" if "validation" in splits else None,
+            max_length=recipe.base.max_length,
+            chat_template=recipe.base.chat_template,
+            training=recipe.training,
+        )
+        result = run(spec, BACKENDS[recipe.training.backend], on_progress)
+        _keep_only(work, {"adapter", "progress.jsonl"})
+        return {
+            "base": base.address,
+            "mixture": mixture.address,
+            "base_weights": spec.base_weights,
+            **result.model_dump(),
+        }
+
+    adapter, _ = store.make(Adapter, adapter_inputs(recipe, mixture, base), build, resumable=True)
+    return adapter
+
+
+def _require_unchanged(manifest: Manifest, folder: Path, names: list[str]) -> None:
+    """Raise WorldFailed when a file is no longer the one in its manifest; GPU hours are too dear to train on it."""
+    for name in names:
+        if not (folder / name).is_file() or file_digest(folder / name) != manifest.files[name]:
+            raise WorldFailed(
+                str(folder / name),
+                "is not the file that its manifest names",
+                "Remove its folder; the night makes it again.",
+            )
+
+
+def _keep_only(work: Path, names: set[str]) -> None:
+    for path in work.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
