@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class RowKind(StrEnum):
+    """The kinds of a conversation, as choices of an option."""
+
+    chat = "chat"
+    reasoning = "reasoning"
+    tool = "tool"
+
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a preset by name (demo).")]
 SetOption = Annotated[
@@ -77,19 +87,23 @@ def _prepare() -> None:
     tell()
 
 
-def _settings_table(settings: list[Setting]) -> Any:
-    from rich.table import Table
+def _say_settings(settings: list[Setting]) -> None:
+    """One line a resolved value, with where it came from."""
+    from flows.screen import console
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("setting")
-    table.add_column("value")
-    table.add_column("from")
+    width = max(len(setting.path) for setting in settings)
     for setting in settings:
         value = str(setting.value)
-        shown = value if len(value) <= 60 and "\n" not in value else f"{value[:40]!r} ... ({len(value)} characters)"
+        shown = value if len(value) <= 60 and "\n" not in value else f"({len(value)} characters)"
         style = "bold" if setting.origin == "command line" else "dim" if setting.origin == "default" else ""
-        table.add_row(setting.path, shown, setting.origin, style=style)
-    return table
+        line = f"  {setting.path:{width}}  {shown}  [{setting.origin}]"
+        console.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
 
 
 def _load(recipe: str, changes: list[str] | None) -> tuple[Recipe, list[Setting]]:
@@ -108,22 +122,27 @@ def run(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
 
     preflight()
     console.print(f"[bold]nightowl run {loaded.name}[/bold]")
-    console.print(_settings_table([setting for setting in settings if setting.value is not None]))
+    _say_settings(settings)
     _prepare()
-    from flows.services import for_one_night
+    from flows.services import for_one_night, is_up
 
     with for_one_night() as api:
         os.environ["PREFECT_API_URL"] = api
-        from flows.nightly import nightly, tell_result
+        # Where `nightowl up` will show this night; the server of this one night has no pages.
+        os.environ.setdefault(
+            "PREFECT_UI_URL", "http://127.0.0.1:4200" if is_up() is None else api.removesuffix("/api")
+        )
+        from flows.nightly import nightly
+        from flows.result import tell
 
         result = nightly(loaded, settings)
-    return result.model_dump(mode="json"), lambda: tell_result(result)
+    return result.model_dump(mode="json"), lambda: tell(result)
 
 
 @app.command()
 @_answers
 def plan(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
-    """Say what a night would do, without doing it: settings, revisions, stages, memory, disk and time."""
+    """Say what a night would do, without doing it: settings, revisions, stages, and whether it fits here."""
     loaded, settings = _load(recipe, changes)
     _prepare()
     from tasks.plan import plan as make_plan
@@ -132,15 +151,56 @@ def plan(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption 
     made = make_plan(loaded, Store.open())
 
     def say() -> None:
-        from rich import print as show
-
-        show(_settings_table(settings))
+        _say_settings(settings)
         for stage in made.stages:
-            show(f"{stage.name:10} {stage.state:12} {stage.detail}")
+            print(f"{stage.name:22} {stage.state:13} {stage.detail}")
         for need in made.needs:
-            show(f"{need.name:10} {'fits' if need.fits else 'DOES NOT FIT':12} {need.detail}")
+            print(f"{need.name:22} {'fits' if need.fits else 'DOES NOT FIT':13} {need.detail}")
 
-    return {"settings": [s.model_dump() for s in settings], **made.model_dump(mode="json")}, say
+    return {"settings": [setting.model_dump() for setting in settings], **made.model_dump(mode="json")}, say
+
+
+@app.command()
+@_answers
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a source URI, or a recipe.")],
+    format: Annotated[str | None, typer.Option(help="Row format; detected from the columns where not given.")] = None,
+    kind: Annotated[RowKind, typer.Option(help="What the rows teach.")] = RowKind.chat,
+    model: Annotated[str, typer.Option(help="Base model, by URI or as a recipe names it.")] = "demo",
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> Any:
+    """Put data through the gate and say what it finds; exit code 1 when it would have stopped a night."""
+    _prepare()
+    from tasks.recipe import is_recipe
+    from tasks.store import Store
+
+    store = Store.open()
+    if is_recipe(data):
+        from tasks.fetch import fetch, fetch_base
+        from tasks.validate import look
+
+        loaded, _ = _load(data, changes)
+        base = fetch_base(loaded.base, store)
+        gated = [look(loaded, source, fetch(source, store), base, store) for source in loaded.sources]
+    else:
+        from tasks.recipe import Base
+        from tasks.validate import check as check_data
+
+        base_model = _load(model, ())[0].base if is_recipe(model) else Base(uri=model)
+        gated = [check_data(data, kind=kind.value, base=base_model, store=store, format=format)]
+
+    def say() -> None:
+        from flows.tables import gate_table
+
+        for source in gated:
+            console = _console()
+            console.print(gate_table(source))
+            console.print(f"pages       {store.folder(source) / 'docs' / 'index.html'}", soft_wrap=True)
+            console.print(f"quarantine  {store.folder(source) / 'quarantine.parquet'}", soft_wrap=True)
+
+    told = [{**source.model_dump(mode="json"), "folder": str(store.folder(source))} for source in gated]
+    return {"sources": told, "exit_code": 0 if all(source.passed for source in gated) else 1}, say
 
 
 @app.command()
@@ -164,10 +224,138 @@ def mix(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
             print(f"{name:12} {split.rows:7} rows {split.tokens:9} tokens {split.supervised_tokens:9} supervised")
         for name, part in mixture.shares.items():
             print(f"{name:12} asked {part.asked:6.1%}, reached {part.reached:6.1%}, {part.rows} rows")
-        print(f"set aside    {mixture.set_aside}")
+        print("set aside    " + (", ".join(f"{why} {rows}" for why, rows in mixture.set_aside.items()) or "nothing"))
         print(store.folder(mixture))
 
     return {**mixture.model_dump(mode="json"), "folder": str(store.folder(mixture))}, say
+
+
+@app.command()
+@_answers
+def candidates(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+    """Every registered candidate with its scores and verdict, newest first."""
+    loaded, _ = _load(recipe, changes)
+    _prepare()
+    from tasks.registry import candidates as registered
+
+    found = registered(loaded)
+
+    def say() -> None:
+        from flows.tables import candidates_table
+
+        _console().print(candidates_table(found) if found else f"{loaded.registered_model} has no versions yet")
+
+    return {"model": loaded.registered_model, "candidates": [c.model_dump(mode="json") for c in found]}, say
+
+
+@app.command()
+@_answers
+def champion(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+    """The adapter that is let out, and what it came from; exit code 1 where there is none yet."""
+    loaded, _ = _load(recipe, changes)
+    _prepare()
+    from tasks.errors import Refused
+    from tasks.registry import candidates as registered
+    from tasks.registry import lineage_of
+
+    reigning = next((c for c in registered(loaded) if "champion" in c.aliases), None)
+    if reigning is None:
+        raise Refused(f"{loaded.registered_model} has no champion yet. `nightowl run {recipe}` makes a candidate.")
+    told = {"model": loaded.registered_model, **reigning.model_dump(mode="json")}
+    told["lineage"] = lineage_of(loaded.registered_model, reigning.version)
+
+    def say() -> None:
+        for name, value in told.items():
+            entries = value if isinstance(value, dict) else {"": value}
+            for key, entry in entries.items():
+                print(f"{name if key == '' else key:24} {entry}")
+
+    return told, say
+
+
+VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="Version of the recipe's registered model.")]
+WhyOption = Annotated[str, typer.Option(help="Why; kept in the record of moves.")]
+
+
+@app.command()
+@_answers
+def promote(recipe: RecipeArgument, version: VersionArgument, why: WhyOption, as_json: JsonOption = False) -> Any:
+    """Make a version champion by hand, whatever the gate said; recorded with who and why."""
+    loaded, _ = _load(recipe, ())
+    _prepare()
+    from tasks.errors import BadInput
+    from tasks.register import promote as move_champion
+    from tasks.registry import get
+
+    found = get(loaded.registered_model, version)
+    if found is None:
+        raise BadInput("VERSION", version, f"is no version of {loaded.registered_model}", "See `nightowl candidates`.")
+    moved = move_champion(found, override=why)
+    return moved.model_dump(mode="json"), lambda: print(f"version {version}: {moved.outcome}")
+
+
+@app.command()
+@_answers
+def rollback(
+    recipe: RecipeArgument,
+    to: Annotated[
+        int | None, typer.Option(help="Version to go back to; the previous champion where not given.")
+    ] = None,
+    why: WhyOption = "",
+    as_json: JsonOption = False,
+) -> Any:
+    """Make an earlier champion the champion again; recorded with who and why."""
+    loaded, _ = _load(recipe, ())
+    _prepare()
+    from tasks.register import rollback as move_back
+
+    moved = move_back(loaded.registered_model, to=to, why=why)
+    return moved.model_dump(mode="json"), lambda: print(f"version {moved.to}: {moved.outcome}")
+
+
+@app.command()
+@_answers
+def report(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+    """The nights of a recipe, newest first, and the page of the last verdict; exit code 1 where there was no night."""
+    loaded, _ = _load(recipe, changes)
+    _prepare()
+    from tasks.errors import Refused
+    from tasks.registry import Report, nights
+    from tasks.store import Store
+
+    store = Store.open()
+    past = nights(loaded.name)
+    if not past:
+        raise Refused(f"{loaded.name} has had no night yet. `nightowl run {recipe}` is one.")
+    judged = {address for night in past for address in night.verdicts}
+    pages = [page for page in store.all(Report) if page.inputs["adapter"] in judged]
+    page = str(store.folder(pages[-1]) / "report.html") if pages else None
+
+    def say() -> None:
+        from flows.tables import nights_table
+
+        _console().print(nights_table(past))
+        if pages:
+            print((store.folder(pages[-1]) / "report.md").read_text(encoding="utf-8"))
+            print(page)
+
+    return {"nights": [night.model_dump(mode="json") for night in past], "report": page}, say
+
+
+@app.command()
+@_answers
+def doctor(as_json: JsonOption = False) -> Any:
+    """Is this machine fit for a night, and is the home in order? Exit code 3 where it is not."""
+    from tasks.doctor import examine
+
+    checks = examine()
+
+    def say() -> None:
+        for entry in checks:
+            print(f"{entry.state:8} {entry.name:18} {entry.detail}")
+
+    unfit = any(entry.state == "error" for entry in checks)
+    return {"checks": [entry.model_dump() for entry in checks], "exit_code": 3 if unfit else 0}, say
 
 
 @app.command()

@@ -6,28 +6,29 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
-from flows.record import recording
-from flows.screen import log
+from flows.screen import log, timed
 from tasks.conversations import Conversations
 from tasks.errors import Refused
 from tasks.fetch import fetch, fetch_base
 from tasks.mix import mix
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Base, Recipe, Source
+from tasks.registry import Night
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
 from tasks.validate import validate
 
 
 class Data(BaseModel):
-    """What a night trains on and evaluates with."""
+    """What a night trains on and evaluates with. `seconds`: wall time by step."""
 
     model_config = ConfigDict(frozen=True)
 
     base: BaseSnapshot
     snapshots: dict[str, Snapshot]
-    conversations: dict[str, Conversations]
+    conversations: list[Conversations]
     mixture: TokenisedMixture
+    seconds: dict[str, float]
 
 
 @task(name="fetch", task_run_name="fetch {source.name}", cache_policy=NO_CACHE)
@@ -64,31 +65,36 @@ def mix_splits(recipe: Recipe, conversations: list[Conversations]) -> TokenisedM
 
 
 @flow(name="prepare-data", flow_run_name="prepare data: {recipe.name}", validate_parameters=False)
-def prepare_data(recipe: Recipe, night: str | None = None) -> Data:
+def prepare_data(recipe: Recipe, night: str) -> Data:
     """Fetch every source and the base, let the data gate look at each source, and mix what passes.
 
-    `night`: MLflow run id of the night, None to record nothing there. Raises Refused when the data
-    gate stops the night, BadInput and WorldFailed as the stages do.
+    `night`: MLflow run id of the night. Raises Refused when the data gate stops the night, BadInput and
+    WorldFailed as the stages do.
     """
-    with recording(night, "data") as stage:
-        log.info("fetch")
-        base = fetch_base_model(recipe.base)
-        snapshots = {source.name: fetch_source(source) for source in recipe.sources}
-        stage.sources(snapshots, base)
+    store, seconds = Store.open(), dict[str, float]()
+    with Night.attach(night).stage("data") as stage:
+        with timed("fetch", seconds):
+            base = fetch_base_model(recipe.base)
+            snapshots = {source.name: fetch_source(source) for source in recipe.sources}
+            stage.inputs(snapshots=snapshots)
 
-        log.info("validate")
-        conversations: dict[str, Conversations] = {}
-        refusals: list[Refused] = []
-        for source in recipe.sources:
-            try:
-                conversations[source.name] = validate_source(recipe, source, snapshots[source.name], base)
-            except Refused as refusal:
-                # Every source is looked at before the night stops: one report, not one a night.
-                refusals.append(refusal)
-        if refusals:
-            raise Refused("\n".join(str(refusal) for refusal in refusals))
+        with timed("validate", seconds):
+            gated = [look_at(recipe, source, snapshots[source.name], base) for source in recipe.sources]
+            if refusals := [str(refusal) for refusal in gated if isinstance(refusal, Refused)]:
+                raise Refused("\n".join(refusals))
+            conversations = [passed for passed in gated if isinstance(passed, Conversations)]
 
-        log.info("mix")
-        mixture = mix_splits(recipe, list(conversations.values()))
-        stage.mixture(mixture, conversations)
-    return Data(base=base, snapshots=snapshots, conversations=conversations, mixture=mixture)
+        with timed("mix", seconds):
+            mixture = mix_splits(recipe, conversations)
+            stage.inputs(mixture, conversations=conversations)
+            stage.made(mixture)
+            stage.artifact(store.folder(mixture) / "composition.png")
+    return Data(base=base, snapshots=snapshots, conversations=conversations, mixture=mixture, seconds=seconds)
+
+
+def look_at(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot) -> Conversations | Refused:
+    """One source through the gate; a refusal is returned, so that the night looks at every source before it stops."""
+    try:
+        return validate_source(recipe, source, snapshot, base)
+    except Refused as refusal:
+        return refusal

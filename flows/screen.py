@@ -8,6 +8,7 @@ of the way elsewhere, so that a log file stays readable.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,15 @@ def tell() -> None:
     log.propagate = False
     if not any(isinstance(handler, _Story) for handler in log.handlers):
         log.addHandler(_Story())
+
+
+@contextmanager
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Announce a stage, and note how long it took (wall seconds)."""
+    log.info(stage)
+    started = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - started, 1)
 
 
 @contextmanager

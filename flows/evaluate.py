@@ -1,0 +1,56 @@
+"""Score base, champion and candidate on the same items, and let the gate compare them (pool: gpu)."""
+
+from __future__ import annotations
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.prepare_data import Data
+from flows.screen import log, progress
+from tasks.evaluate import evaluate
+from tasks.evaluation import Scores, Verdict
+from tasks.gate import gate
+from tasks.recipe import Recipe
+from tasks.register import champion_adapter
+from tasks.registry import Champion, Night
+from tasks.store import Store
+from tasks.training import Adapter
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def score_models(recipe: Recipe, data: Data, models: dict[str, Adapter | None], night: str) -> dict[str, Scores]:
+    """Scores by role; `models`: the adapter in each role, None for the base itself."""
+    store = Store.open()
+    adapters = list({adapter.address: adapter for adapter in models.values() if adapter}.values())
+    with Night.attach(night).stage("evaluate") as stage, progress("evaluating") as advance:
+        stage.inputs(data.mixture)
+        found = evaluate(
+            recipe, data.mixture, data.base, adapters, store, lambda what, done, total: advance(done, total, what)
+        )
+        scores = {role: found[adapter.address if adapter else None] for role, adapter in models.items()}
+        for role, score in scores.items():
+            stage.metrics({f"{role}/{name}": suite.mean for name, suite in score.suites.items()})
+            stage.artifact(store.folder(score) / "items.parquet", f"items/{role}")
+    return scores
+
+
+@task(name="gate", cache_policy=NO_CACHE)
+def judge(recipe: Recipe, scores: dict[str, Scores]) -> Verdict:
+    reference = scores.get("champion", scores["base"])
+    return gate(recipe, scores["base"], reference, scores["candidate"], Store.open())
+
+
+@flow(name="evaluate", flow_run_name="evaluate: {recipe.name}", validate_parameters=False)
+def evaluate_candidate(
+    recipe: Recipe, data: Data, candidate: Adapter, champion: Champion | None, night: str
+) -> tuple[dict[str, Scores], Verdict]:
+    """Evaluate what has not been evaluated yet, and judge the candidate against the champion (or the base).
+
+    Returns the scores by role (`base`, `champion` where there is one, `candidate`) and the verdict.
+    """
+    reigning = {"champion": champion_adapter(champion, Store.open())} if champion else {}
+    models = {"base": None, **reigning, "candidate": candidate}
+    scores = score_models(recipe, data, models, night)
+    for role, score in scores.items():
+        log.info("  %-12s %s", role, ", ".join(f"{name} {suite.mean:.3f}" for name, suite in score.suites.items()))
+    return scores, judge(recipe, scores)

@@ -1,0 +1,69 @@
+"""The story of a night, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.evaluate import evaluate_candidate
+from flows.prepare_data import prepare_data
+from flows.promote import promote_candidate
+from flows.result import NightResult
+from flows.screen import timed
+from flows.train_adapter import train_adapter
+from tasks.recipe import Recipe, Setting
+from tasks.register import registered
+from tasks.registry import Night, NightOutcome, champion
+
+OUTCOMES: Mapping[str, NightOutcome] = {"promote": "promoted", "keep": "kept", "cannot tell": "cannot tell"}
+
+
+@flow(name="nightly", flow_run_name="{recipe.name}", validate_parameters=False)
+def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
+    """Fetch, validate, mix, train, evaluate, gate, register and report; what has not moved is not done again.
+
+    `settings` says where the recipe's values come from. Raises Refused when the data gate stops the night,
+    BadInput and WorldFailed as the stages do; MLflow has the reason however the night ends.
+    """
+    seconds: dict[str, float] = {}
+
+    def end(outcome: NightOutcome, reason: str, **more: object) -> NightResult:
+        night.finish(outcome, reason)
+        return NightResult.model_validate(
+            {
+                "recipe": recipe.name,
+                "outcome": outcome,
+                "reason": reason,
+                "run_id": night.id,
+                "seconds": seconds,
+                **more,
+            }
+        )
+
+    with Night.start(recipe, settings, flow_run.get_flow_run_ui_url()) as night:
+        data = prepare_data(recipe, night.id)
+        seconds.update(data.seconds)
+
+        with timed("train", seconds):
+            candidate = train_adapter(recipe, data, night.id)
+
+        reigning = champion(recipe)
+        if reigning and reigning.adapter == candidate.address:
+            return end("skipped", f"nothing moved: the candidate is the champion, version {reigning.version}.")
+
+        with timed("evaluate", seconds):
+            scores, verdict = evaluate_candidate(recipe, data, candidate, reigning, night.id)
+        if verdict.decision != "promote" and (judged := registered(recipe, verdict)):
+            return end("skipped", f"nothing moved: the candidate is version {judged.version}, {verdict.decision}.")
+
+        with timed("register", seconds):
+            version, page = promote_candidate(recipe, data, candidate, scores, verdict, night.id)
+        return end(
+            OUTCOMES[verdict.decision],
+            " ".join(verdict.reasons),
+            comparisons=verdict.comparisons,
+            version=version,
+            report=page,
+        )

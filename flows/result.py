@@ -1,0 +1,34 @@
+"""What came of a night, for the command line and for whoever reads Prefect's result."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.screen import console
+from tasks.evaluation import Comparison
+from tasks.registry import NightOutcome, Version
+
+
+class NightResult(BaseModel):
+    """`seconds`: wall time by stage; `run_id`: the night's run in MLflow; `report`: path of its page."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str
+    outcome: NightOutcome
+    reason: str
+    run_id: str
+    seconds: dict[str, float]
+    comparisons: tuple[Comparison, ...] = ()
+    version: Version | None = None
+    report: str | None = None
+
+
+def tell(result: NightResult) -> None:
+    """Close the story of a night in the terminal; its table has been printed by the report."""
+    spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
+    console.print(f"[bold]{result.outcome}[/bold]: {result.reason}", soft_wrap=True)
+    console.print(f"took {sum(result.seconds.values()):.0f} s ({spent})", style="dim")
+    if result.report:
+        console.print(f"report    {result.report}", soft_wrap=True)
+    console.print("see it in Prefect and MLflow:  nightowl up", soft_wrap=True)

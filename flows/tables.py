@@ -1,0 +1,57 @@
+"""Tables for a terminal: what the gate found, the candidates, the nights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from tasks.conversations import Conversations
+from tasks.registry import Candidate, NightRecord
+
+_STYLE = {"critical": "red", "warning": "yellow", "info": "dim"}
+
+
+def gate_table(source: Conversations) -> Table:
+    """What each rule found in a source, worst first."""
+    verdict = "passes" if source.passed else "STOPS THE NIGHT"
+    title = f"{source.source}: {source.rows_out} of {source.rows_in} rows ({source.format}); the source {verdict}"
+    table = Table(title=title, title_justify="left")
+    for name in ("rule", "severity", "rows", "share", "allowed", "what it asks", "example"):
+        table.add_column(name, justify="right" if name in ("rows", "share", "allowed") else "left")
+    for finding in source.findings:
+        table.add_row(
+            Text(finding.rule, style="bold red" if finding.stops else ""),
+            Text(finding.severity, style=_STYLE[finding.severity]),
+            str(finding.rows),
+            f"{finding.share:.2%}",
+            f"{1 - finding.mostly:.1%}",
+            Text(finding.explanation),
+            Text(finding.example or ""),
+        )
+    return table
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> Table:
+    """Versions of a registered model with their scores."""
+    suites = sorted({suite for candidate in candidates for suite in candidate.scores})
+    table = Table()
+    for name in ("version", "alias", "made", "verdict", *suites):
+        table.add_column(name, justify="right" if name in suites else "left")
+    for candidate in candidates:
+        scores = [f"{candidate.scores[suite]:.3f}" if suite in candidate.scores else "" for suite in suites]
+        aliases = ", ".join(candidate.aliases)
+        table.add_row(str(candidate.version), aliases, candidate.made_at[:16], candidate.verdict, *scores)
+    return table
+
+
+def nights_table(nights: Sequence[NightRecord]) -> Table:
+    """The history of a recipe's nights."""
+    table = Table()
+    for name in ("night (UTC)", "outcome", "minutes", "reason"):
+        table.add_column(name, justify="right" if name == "minutes" else "left")
+    for night in nights:
+        minutes = f"{night.seconds / 60:.1f}" if night.seconds is not None else ""
+        table.add_row(night.started[:16], night.outcome or night.status, minutes, Text(night.reason or ""))
+    return table

@@ -1,0 +1,109 @@
+"""The command: answers at once, says one clear thing when the input is bad, and exits as documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.recipe import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {
+    "torch", "transformers", "great_expectations", "mlflow", "evalscope", "unsloth", "trl", "peft", "datasets", "matplotlib",
+    "scipy", "polars", "prefect", "pyarrow", "pandas", "huggingface_hub", "modelscope",
+}  # fmt: skip
+
+
+def nightowl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    full = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
+    return subprocess.run(command, env=full, capture_output=True, text=True, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys; from flows import cli\ntry: cli.app(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    told = set(re.findall(r"nightowl ([a-z]+)", (ROOT / "README.md").read_text()))
+    helped = nightowl("--help").stdout
+    assert len(told) > 8
+    assert [command for command in told if f" {command} " not in helped] == []
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "demo", "test", "lint", "up", "bench", "clean"):
+        assert f"\n{target}:" in makefile
+        assert f"make {target} " in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["run", "nowhere.yaml"], 2, r"recipe: 'nowhere\.yaml' is neither a file nor a preset\. Presets: .*demo"),
+        (["run", "demo", "--set", "training.rnak=8"], 2, r"training\.rnak.*Did you mean 'rank'"),
+        (["run", "demo", "--set", "sources.chat.share=1.5"], 2, r"sources\.chat\.share: 1\.5 .*less than or equal to 1"),
+        (["mix", "demo", "--set", "sources.chat.uri=ftp://x"], 2, r"sources\.chat\.uri: 'ftp://x'"),
+        (["check", "missing.jsonl"], 2, r"missing\.jsonl"),
+        (["champion", "demo"], 1, r"nightowl-demo has no champion yet"),
+        (["report", "demo"], 1, r"demo has had no night yet"),
+        (["frobnicate"], 2, r"No such command"),
+    ],
+)
+def test_errors(arguments: list[str], code: int, says: str) -> None:
+    done = nightowl(*arguments)
+    assert done.returncode == code, done.stderr
+    assert re.search(says, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_in_json() -> None:
+    done = nightowl("run", "nowhere.yaml", "--json")
+    told = json.loads(done.stdout)
+    assert told["exit_code"] == done.returncode == 2
+    assert "nowhere.yaml" in told["error"]
+
+
+def test_an_unwritable_home(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = nightowl("run", "demo", NIGHTOWL_HOME=str(tmp_path / "file" / "home"))
+    assert done.returncode == 2
+    assert "NIGHTOWL_HOME" in done.stderr
+
+
+def test_too_little_memory(nightowl_home: Path) -> None:
+    script = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+sys.argv = ["nightowl", "run", {str(PRESETS / "demo.yaml")!r}]
+from flows.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert re.search(r"memory: .* a night needs", done.stderr)
+    assert not list(nightowl_home.glob("store/*"))
+
+
+def test_a_source_that_yields_nothing(tmp_path: Path) -> None:
+    given = yaml.safe_load((PRESETS / "demo.yaml").read_text())
+    given["base"]["chat_template_file"] = str(PRESETS / given["base"]["chat_template_file"])
+    given["sources"][0]["uri"] = f"file://{tmp_path}/empty.jsonl"
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    done = nightowl("mix", str(tmp_path / "recipe.yaml"))
+    assert done.returncode in (1, 2), done.stderr
+    assert re.search(r"sources\.tools|empty\.jsonl", done.stderr)
+    assert "Traceback" not in done.stderr
