@@ -72,6 +72,8 @@ def complete(folder: Path, spec: TrainingSpec, ends: list[int]) -> None:
             raise WorldFailed(str(path), "was saved with the adapter and is not known to be safe", "Report this.")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = f"{spec.base_uri}@{spec.base_revision}"
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in no order
     write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True))
     for name in _TOKENIZER:
         if (spec.base_folder / name).is_file():

@@ -232,7 +232,7 @@ def _trainer(
 
     watch = Watch()
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
+    class Trainer(SFTTrainer):
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """None: what an adapter is gets recorded where it is registered."""
 

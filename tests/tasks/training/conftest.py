@@ -1,0 +1,151 @@
+"""A model small enough to train in a second, with a tokenizer of its own, and rows rendered for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tasks.mixture import Split, TokenisedMixture
+from tasks.recipe import Recipe, parse
+from tasks.sources import BaseSnapshot
+from tasks.store import Store
+
+START, END = 1, 2
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], None]:
+    """Writes a random two-layer Llama; `hidden` units wide. Its pad token is its end-of-turn token."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    def write(folder: Path, hidden: int = 64) -> None:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        inner = Tokenizer(models.BPE({t: i for i, t in enumerate(specials + alphabet)}, []))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        inner.add_special_tokens(specials)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>"
+        )
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=START,
+            eos_token_id=END,
+            pad_token_id=END,
+        )
+        model = LlamaForCausalLM(config)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return write
+
+
+@pytest.fixture
+def store(nightowl_home: Path) -> Store:
+    return Store.open()
+
+
+@pytest.fixture
+def base(store: Store, tiny_base: Callable[..., None]) -> BaseSnapshot:
+    return make_base(store, tiny_base)
+
+
+def make_base(store: Store, write: Callable[[Path], None], name: str = "tiny") -> BaseSnapshot:
+    """A base in the store; `write` gets the folder to fill."""
+
+    def build(folder: Path) -> dict[str, object]:
+        write(folder)
+        size = sum(p.stat().st_size for p in folder.iterdir())
+        return {"uri": f"file://{name}", "revision": "0", "requested": None, "size": size, "licence": None}
+
+    return store.make(BaseSnapshot, {"name": name}, build)[0]
+
+
+def conversation(question: str, answer: str) -> tuple[list[int], list[bool]]:
+    """Ids and loss mask of one ChatML exchange in the tiny tokenizer: its bytes, three places up."""
+    from tokenizers import pre_tokenizers
+
+    place = {char: i + 3 for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+
+    def encode(text: str) -> list[int]:
+        return [place[c] for c in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)[0][0]]
+
+    prompt = [START, *encode(f"u{question}"), END, START, *encode("a")]
+    reply = [*encode(answer), END]
+    return prompt + reply + encode("n"), [False] * len(prompt) + [True] * len(reply) + [False]
+
+
+def make_mixture(
+    store: Store, train: list[tuple[list[int], list[bool]]], validation: list[tuple[list[int], list[bool]]] = ()
+) -> TokenisedMixture:
+    """A mixture in the store of these rows."""
+    splits = {"train": list(train), "validation": list(validation), "test": []}
+
+    def build(folder: Path) -> dict[str, object]:
+        for name, rows in splits.items():
+            frame = pl.DataFrame(
+                {"input_ids": [r[0] for r in rows], "loss_mask": [r[1] for r in rows]},
+                schema={"input_ids": pl.List(pl.Int32), "loss_mask": pl.List(pl.Boolean)},
+            )
+            frame.write_parquet(folder / f"{name}.parquet")
+        total = sum(map(len, splits.values()))
+        return {
+            "rows_in": total,
+            "rows_out": total,
+            "set_aside": {},
+            "recipe": "test",
+            "splits": {
+                name: Split(
+                    rows=len(rows),
+                    tokens=sum(len(r[0]) for r in rows),
+                    supervised_tokens=sum(sum(r[1]) for r in rows),
+                    digest=name,
+                )
+                for name, rows in splits.items()
+            },
+            "shares": {},
+            "chat_template": "template",
+            "tokenizer": "tokenizer",
+        }
+
+    return store.make(TokenisedMixture, {"rows": [r[0] for r in train]}, build)[0]
+
+
+@pytest.fixture
+def mixture(store: Store) -> TokenisedMixture:
+    """Twenty-two questions of different lengths, each with one right answer; two held out."""
+    rows = [conversation(chr(97 + i % 26) * (3 + 5 * i % 17), chr(65 + i % 26) * 3) for i in range(24)]
+    return make_mixture(store, rows[:22], rows[22:])
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Recipe]:
+    """A recipe with these training fields; six steps of four rows, a checkpoint every second step."""
+
+    def make(**training: object) -> Recipe:
+        defaults = {"rank": 4, "learning_rate": 0.01, "batch_size": 4, "warmup_steps": 1, "save_steps": 2}
+        return parse(
+            {
+                "name": "test",
+                "base": {"uri": "file://tiny", "chat_template": "{{ messages }}", "max_length": 128},
+                "sources": [{"name": "s", "uri": "sample://chat", "kind": "chat", "share": 1.0}],
+                "training": defaults | training,
+                "evaluation": {"suites": [{"name": "chat_format", "kind": "chat", "role": "target"}]},
+            }
+        )
+
+    return make
