@@ -5,7 +5,7 @@ kinds of exact duplicate are told apart, since they call for different cures:
 
 * `duplicate`: the same content, by row_id.
 * `duplicate apart from whitespace`: the same prompt (as `prompt_key` normalises it) and the same turns
-  once whitespace is collapsed.
+  when white space is left out.
 * `same prompt, other answer`: everything the user asks is the same, and the answer is not. Such a pair
   teaches the model to hedge and makes held-out items dependent; which answer is right cannot be told
   here, so the best-ranked one is kept, unless the recipe keeps all. Conversations of another kind are
@@ -14,12 +14,15 @@ kinds of exact duplicate are told apart, since they call for different cures:
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import polars as pl
 
 DUPLICATE = "duplicate"
 RESPACED = "duplicate apart from whitespace"
 OTHER_ANSWER = "same prompt, other answer"
 _FIELD, _TURN = "\x1f", "\x1e"
+_SPACE = b" \t\n\r\v\f"
 
 
 def said(rows: pl.DataFrame) -> pl.DataFrame:
@@ -38,10 +41,9 @@ def said(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def fingerprints(rows: pl.DataFrame, prompt_key: pl.Series) -> pl.DataFrame:
-    """What conversations are compared by: `prompt` (string), `said` and `asked` (128-bit, as structs of two u64).
+    """What conversations are compared by: `prompt`, `said` and `asked` (the last two are hashes of 32 hex characters).
 
-    `rows` needs `kind`, `messages` (tasks.conversations MESSAGES) and `tools`. The two hashes serve to compare
-    rows within one process; they are not the same for every version of Polars and must not be stored.
+    `rows` needs `kind`, `messages` (tasks.conversations MESSAGES) and `tools`.
     """
     turn = pl.element().struct
     calls = (
@@ -49,40 +51,26 @@ def fingerprints(rows: pl.DataFrame, prompt_key: pl.Series) -> pl.DataFrame:
         .list.eval(pl.concat_str(pl.element().struct.field("name"), pl.element().struct.field("arguments")))
         .list.join(_FIELD)
     )
+    # What is asked is in the prompt's key already, where case and spacing do not count.
+    answered = pl.when(turn.field("role").is_in(["system", "user"])).then(pl.lit("")).otherwise(turn.field("content"))
+    parts = [turn.field("role"), *(part.fill_null("") for part in (answered, turn.field("thinking"), calls))]
+    asked = turn.field("content").filter(turn.field("role") == "user").fill_null("").str.to_lowercase()
     texts = rows.select(
         "kind",
         prompt=prompt_key,
-        said=pl.col("messages")
-        .list.eval(
-            pl.concat_str(
-                turn.field("role"),
-                # What is asked is in the prompt's key already, where case and spacing do not count.
-                pl.when(turn.field("role").is_in(["system", "user"]))
-                .then(pl.lit(""))
-                .otherwise(turn.field("content").fill_null("").str.strip_chars()),
-                turn.field("thinking").fill_null("").str.strip_chars(),
-                calls.fill_null(""),
-                separator=_FIELD,
-            )
-        )
-        .list.join(_TURN)
-        .str.replace_all(r"\s+", " "),
-        asked=pl.col("messages")
-        .list.eval(turn.field("content").filter(turn.field("role") == "user").fill_null(""))
-        .list.join(_TURN)
-        .str.to_lowercase()
-        .str.replace_all(r"\s+", " "),
+        said=pl.col("messages").list.eval(pl.concat_str(*parts, separator=_FIELD)).list.join(_TURN),
+        asked=pl.col("messages").list.eval(asked).list.join(_TURN),
         tools=pl.col("tools").fill_null(""),
     )
 
-    def fingerprint(*columns: str) -> pl.Expr:
-        joined = pl.struct(*columns)
-        return pl.struct(joined.hash(1).alias("a"), joined.hash(2).alias("b"))
+    def hashed(*columns: str) -> pl.Series:
+        joined = texts.select(pl.concat_str(*columns, separator=_TURN)).to_series().to_list()
+        # Bytes without white space, since a regular expression over every text would cost more than all the rest.
+        spaceless = (text.encode().translate(None, _SPACE) for text in joined)
+        return pl.Series([blake2b(text, digest_size=16).hexdigest() for text in spaceless], dtype=pl.String)
 
     return texts.select(
-        "prompt",
-        said=fingerprint("prompt", "kind", "said", "tools"),
-        asked=fingerprint("prompt", "kind", "asked"),
+        "prompt", said=hashed("prompt", "kind", "said", "tools"), asked=hashed("prompt", "kind", "asked")
     )
 
 

@@ -79,15 +79,10 @@ class WordFile:
         return Words(np.memmap(self._path, dtype=np.uint32, mode="r"), offsets)
 
 
-def _byte_values() -> np.ndarray:
-    values = np.random.Generator(np.random.PCG64(20240229)).integers(1, 2**63, 256, dtype=np.uint64)
-    values[np.arange(ord("A"), ord("Z") + 1)] = values[np.arange(ord("a"), ord("z") + 1)]
-    return values
-
-
-_SIGNS = np.isin(np.arange(256), np.frombuffer(b"+-*/=<>^%$&|~@#\\", np.uint8))
-_IS_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)]) | _SIGNS
-_VALUE = _byte_values()
+_SIGN, _WORD = 2, 1
+_CLASSES = bytes(
+    _SIGN if byte in b"+-*/=<>^%$&|~@#\\" else _WORD if byte >= 128 or chr(byte).isalnum() else 0 for byte in range(256)
+)
 
 
 def words(texts: pl.Series) -> Words:
@@ -110,8 +105,8 @@ def words(texts: pl.Series) -> Words:
 
 def _block_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hashes and starts of the words in a block of bytes that ends with a space."""
-    word = _without_punctuation(_IS_WORD.take(data), data)
-    signs = _SIGNS.take(data)
+    classes = np.frombuffer(data.tobytes().translate(_CLASSES), np.uint8)
+    word, signs = _without_punctuation(classes > 0, data), classes == _SIGN
     begins = word & signs
     # The first byte begins a word, and so does what follows a sign or what is of no word.
     begins[0] = word[0]
@@ -129,7 +124,7 @@ def _block_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts, ends = np.flatnonzero(begins), np.flatnonzero(ends_next) + 1
     powers, inverses = _powers(len(data))
     running = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum(_VALUE.take(data) * powers[: len(data)], out=running[1:])
+    np.cumsum(data * powers[: len(data)], out=running[1:])
     return _mix((running.take(ends) - running.take(starts)) * inverses.take(starts)), starts
 
 
