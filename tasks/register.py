@@ -17,11 +17,11 @@ from filelock import FileLock
 
 from tasks import registry
 from tasks.conversations import Conversations
-from tasks.errors import BadInput, Refused
+from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
-from tasks.registry import BASE, Decision, Move, Night, Snapshots, SuiteRow, Version
+from tasks.registry import BASE, Champion, Decision, Move, Night, Snapshots, SuiteRow, Version
 from tasks.sources import BaseSnapshot
 from tasks.store import Store, digest, home
 from tasks.training import Adapter
@@ -133,6 +133,29 @@ def rollback(model: str, to: int | None = None, who: str | None = None, why: str
     return done
 
 
+def registered(recipe: Recipe, verdict: Verdict) -> Version | None:
+    """The version that carries this very verdict, or None: what was judged before need not be registered again."""
+    mlflow = registry.client()
+    with registry.answers():
+        version = registry.find(mlflow, recipe.registered_model, verdict.candidate)
+        if version is None:
+            return None
+        tags = mlflow.get_model_version(version.model, str(version.version)).tags
+    return version if tags["nightowl.verdict_address"] == verdict.address else None
+
+
+def champion_adapter(champion: Champion, store: Store) -> Adapter:
+    """The champion's adapter; raises WorldFailed when the store has lost it."""
+    adapter = store.find(Adapter, champion.adapter)
+    if adapter is None:
+        raise WorldFailed(
+            f"{champion.model} version {champion.version}",
+            f"is champion, but its adapter {champion.adapter[:12]} is not in the store {store.root}",
+            "Set NIGHTOWL_STORE to the store it was made in, or roll back to a version whose adapter is here.",
+        )
+    return adapter
+
+
 def _enter(
     recipe: Recipe,
     night: Night,
@@ -155,7 +178,12 @@ def _enter(
             stage.made(adapter)
             run_id = stage.id
     reference = registry.base_reference(base)
-    config = {"base": reference, "dtype": _dtype(store.folder(base) / reference["folder"]), "max_new_tokens": 256}
+    config = {
+        "base": reference,
+        "dtype": "bfloat16",  # as evaluation loads it: the same answers anywhere, and what was judged is what runs
+        "four_bit": recipe.training.method == "qlora",
+        "max_new_tokens": max(suite.max_new_tokens for suite in recipe.evaluation.suites),
+    }
     params = {"base": base.uri, "rank": str(recipe.training.rank), "method": recipe.training.method}
     with tempfile.TemporaryDirectory(dir=home(), prefix="register-") as folder:
         packed, work = Path(folder) / "adapter", Path(folder)
@@ -222,12 +250,6 @@ def _verdict_tags(verdict: Verdict, rows: Sequence[SuiteRow]) -> dict[str, str]:
         "nightowl.scores": registry.compact({name: round(mean.value, 6) for name, mean in means.items()}),
         "nightowl.intervals": registry.compact(intervals),
     }
-
-
-def _dtype(folder: Path) -> str:
-    """The base's own precision, which evaluation loads it in as well."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _lock(model: str) -> Path:

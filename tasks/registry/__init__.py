@@ -3,13 +3,13 @@
 from tasks.registry.bundle import base_reference, pack
 from tasks.registry.card import markdown_table, model_card, score_table
 from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, shown, suite_rows
+from tasks.registry.journal import Decision, alias_version, ensure_model, move, moves
 from tasks.registry.lineage import Snapshots, code_tags, compact, mixture_tags, pinned, source_names, source_tags
-from tasks.registry.moves import Decision, alias_version, ensure_model, move, moves
 from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.page import Story, graph, page
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
 from tasks.registry.tracking import answers, client, tracking_uri
-from tasks.registry.versions import candidates, champion, create, find, get, log_model, log_scores
+from tasks.registry.versions import candidates, champion, create, find, get, lineage_of, log_model, log_scores
 
 __all__ = [
     "BASE",
@@ -41,6 +41,7 @@ __all__ = [
     "get",
     "graph",
     "items_of",
+    "lineage_of",
     "log_model",
     "log_scores",
     "markdown_table",

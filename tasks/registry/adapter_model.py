@@ -31,23 +31,37 @@ class AdapterModel(PythonModel):
     """Chat messages and tool schemas in, assistant messages out."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Find the base, check it, and put the adapter on it."""
+        """Find the base, check it, and put the adapter on it, in the precision in which candidates are judged."""
         import torch
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
         config = context.model_config
         adapter = context.artifacts["adapter"]
         base = find_base(config["base"])
-        self.tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = getattr(torch, config["dtype"])
+        options: dict[str, Any] = {}
+        if config["four_bit"]:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=getattr(torch, config["dtype"]), use_safetensors=True, trust_remote_code=False
+            base, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False, **options
         )
-        if torch.cuda.is_available():
-            model = model.to("cuda")
-        self.model = PeftModel.from_pretrained(model, adapter).eval()
+        if config["four_bit"] and device.type == "cpu":
+            model = model.dequantize()
+        self.model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+        for name, parameter in self.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(device, dtype)
+        self.model.eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
         self.max_new_tokens = int(config["max_new_tokens"])
-        self.stops = _stops(self.tokenizer, self.model.generation_config)
+        self.stops = _stops(self.tokenizer, GenerationConfig.from_pretrained(adapter))
 
     def predict(self, context: Any, model_input: list[dict[str, Any]], params: Any = None) -> list[dict[str, Any]]:
         """One assistant message a request, in order."""
@@ -84,12 +98,13 @@ def as_message(raw: str) -> dict[str, Any]:
     """Read an answer's text; what is not a well-formed thought or call stays in the content."""
     text, thinking = raw, None
     if thought := _THOUGHT.match(text):
-        thinking, text = thought[1].strip(), text[thought.end() :]
+        thinking, text = thought[1].strip() or None, text[thought.end() :]
     calls = []
     for found in _CALL.finditer(text):
         try:
             call = json.loads(found[1])
-            calls.append({"name": call["name"], "arguments": json.dumps(call["arguments"], sort_keys=True)})
+            arguments = json.dumps(call["arguments"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            calls.append({"name": call["name"], "arguments": arguments})
         except (ValueError, KeyError, TypeError):
             continue
         text = text.replace(found[0], "", 1)

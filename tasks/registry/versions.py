@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.recipe import Recipe
-from tasks.registry.moves import alias_version
+from tasks.registry.journal import alias_version
 from tasks.registry.schema import Candidate, Champion, Version
 from tasks.registry.tracking import answers, client, error_code, pages
 
 _MODEL_FILE = Path(__file__).with_name("adapter_model.py")
-_NEEDS = ("mlflow", "torch", "transformers", "peft", "safetensors")
+_NEEDS = ("mlflow", "torch", "transformers", "peft", "safetensors", "accelerate", "bitsandbytes")
 _LONGEST_DESCRIPTION = 5000  # characters, MLflow's bound
 
 
@@ -169,6 +169,13 @@ def candidates(recipe: Recipe) -> list[Candidate]:
         for entry in entries
     ]
     return sorted(found, key=lambda candidate: candidate.version, reverse=True)
+
+
+def lineage_of(model: str, version: int) -> dict[str, str]:
+    """What a version carries of where it came from, by name; raises WorldFailed when MLflow does not answer."""
+    with answers():
+        tags = client().get_model_version(model, str(version)).tags
+    return {key.removeprefix("nightowl."): value for key, value in sorted(tags.items()) if key.startswith("nightowl.")}
 
 
 def _for_logged_model(tags: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from tasks.conversations import Conversations, Finding
 from tasks.evaluation import Comparison, Scores, SuiteScore, Verdict
 from tasks.mixture import SharePart, Split, TokenisedMixture
 from tasks.recipe import Recipe, Setting, load
+from tasks.register import register
+from tasks.registry import Night, Version
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
 from tasks.training import Adapter
@@ -127,6 +129,33 @@ def world(tiny: Path, nightowl_home: Path) -> World:
 def make(tiny: Path) -> Callable[..., World]:
     """Worlds with another adapter, champion or decision: `make(seed=1, champion=address, decision="keep")`."""
     return lambda **how: make_world(tiny, **how)
+
+
+@pytest.fixture
+def enter() -> Callable[[World], Version]:
+    """Register a world's candidate as a night does."""
+    return register_world
+
+
+def register_world(world: World) -> Version:
+    night = Night.start(world.recipe, world.settings, "http://127.0.0.1:4200/runs/flow-run/1")
+    with night.stage("train", "candidate-1") as stage:
+        stage.inputs(world.mixture, world.snapshots, world.conversations)
+        stage.made(world.adapter)
+    version = register(
+        world.recipe,
+        night,
+        world.adapter,
+        world.mixture,
+        world.snapshots,
+        world.conversations,
+        world.base,
+        world.scores,
+        world.verdict,
+        world.store,
+    )
+    night.finish("kept", "test")
+    return version
 
 
 def make_world(

@@ -14,33 +14,11 @@ from tasks.errors import BadInput, Refused
 from tasks.register import promote, register, rollback
 from tasks.registry import Night, Version
 
+Enter = Callable[[Any], Version]
 pytestmark = pytest.mark.usefixtures("embedded")
 
 
-def enter(world: Any, night: Night | None = None) -> Version:
-    """Register a world's candidate as a night does."""
-    own = night or Night.start(world.recipe, world.settings, "http://127.0.0.1:4200/runs/flow-run/1")
-    with own.stage("train", "candidate-1") as stage:
-        stage.inputs(world.mixture, world.snapshots, world.conversations)
-        stage.made(world.adapter)
-    version = register(
-        world.recipe,
-        own,
-        world.adapter,
-        world.mixture,
-        world.snapshots,
-        world.conversations,
-        world.base,
-        world.scores,
-        world.verdict,
-        world.store,
-    )
-    if night is None:
-        own.finish("kept", "test")
-    return version
-
-
-def test_a_version_carries_its_lineage_scores_and_files(world: Any, tmp_path: Path) -> None:
+def test_a_version_carries_its_lineage_scores_and_files(world: Any, enter: Enter, tmp_path: Path) -> None:
     started = time.monotonic()
     version = enter(world)
     assert time.monotonic() - started < 30
@@ -83,7 +61,9 @@ def test_a_version_carries_its_lineage_scores_and_files(world: Any, tmp_path: Pa
     assert str(tmp_path) not in everything
 
 
-def test_registering_twice_keeps_the_version_and_takes_the_new_verdict(world: Any, make: Callable[..., Any]) -> None:
+def test_registering_twice_keeps_the_version_and_takes_the_new_verdict(
+    world: Any, enter: Enter, make: Callable[..., Any]
+) -> None:
     first = enter(world)
     again = make(decision="keep")
     assert enter(again) == first
@@ -92,7 +72,9 @@ def test_registering_twice_keeps_the_version_and_takes_the_new_verdict(world: An
     assert candidate.aliases == ("challenger",)
 
 
-def test_the_champion_moves_once_and_what_was_not_let_through_stays(world: Any, make: Callable[..., Any]) -> None:
+def test_the_champion_moves_once_and_what_was_not_let_through_stays(
+    world: Any, enter: Enter, make: Callable[..., Any]
+) -> None:
     assert registry.champion(world.recipe) is None
     first = enter(world)
     assert promote(first).moved
@@ -116,7 +98,9 @@ def test_the_champion_moves_once_and_what_was_not_let_through_stays(world: Any, 
     assert [move.number for move in journal] == [1, 2, 3, 4, 5]
 
 
-def test_who_was_judged_against_another_champion_must_be_judged_again(world: Any, make: Callable[..., Any]) -> None:
+def test_who_was_judged_against_another_champion_must_be_judged_again(
+    world: Any, enter: Enter, make: Callable[..., Any]
+) -> None:
     first, second = enter(world), enter(make(seed=1))
     promote(first)
     with pytest.raises(Refused, match=r"judged against the base model, but champion is version 1 now. Evaluate it"):
@@ -124,7 +108,7 @@ def test_who_was_judged_against_another_champion_must_be_judged_again(world: Any
     assert registry.champion(world.recipe).version == 1  # type: ignore[union-attr]
 
 
-def test_rollback_needs_somewhere_to_go(world: Any) -> None:
+def test_rollback_needs_somewhere_to_go(world: Any, enter: Enter) -> None:
     version = enter(world)
     with pytest.raises(BadInput, match="no previous champion"):
         rollback(version.model)
@@ -135,13 +119,13 @@ def test_rollback_needs_somewhere_to_go(world: Any) -> None:
         rollback(version.model, to=7)
 
 
-def test_another_tools_registered_model_is_left_alone(world: Any) -> None:
+def test_another_tools_registered_model_is_left_alone(world: Any, enter: Enter) -> None:
     registry.client().create_registered_model(world.recipe.registered_model)
     with pytest.raises(BadInput, match="did not make"):
         enter(world)
 
 
-def test_a_changed_adapter_file_is_not_registered(world: Any) -> None:
+def test_a_changed_adapter_file_is_not_registered(world: Any, enter: Enter) -> None:
     path = world.store.folder(world.adapter) / "adapter" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(Exception, match="has changed since training"):
@@ -149,7 +133,7 @@ def test_a_changed_adapter_file_is_not_registered(world: Any) -> None:
     assert registry.candidates(world.recipe) == []
 
 
-def test_an_adapter_trained_before_its_run_was_recorded_gets_a_run(world: Any) -> None:
+def test_an_adapter_trained_before_its_run_was_recorded_gets_a_run(world: Any, enter: Enter) -> None:
     night = Night.start(world.recipe, world.settings)
     version = register(
         world.recipe,

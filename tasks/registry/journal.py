@@ -27,7 +27,7 @@ from filelock import FileLock
 from tasks.errors import BadInput, WorldFailed
 from tasks.registry.process import alive, this_machine, this_process
 from tasks.registry.schema import Move
-from tasks.registry.tracking import RECIPE_TAG, answers, error_code, experiment
+from tasks.registry.tracking import RECIPE_TAG, answers, error_code, experiment, tracking_uri
 from tasks.store import home
 
 JOURNAL_TAG = "nightowl.journal"
@@ -237,16 +237,22 @@ def _find_journal(mlflow: Any, model: str) -> str | None:
         raise
 
 
+_KNOWN: dict[tuple[str, str], str] = {}  # journals by server and model: looking one up reads every version
+
+
 def _journal(mlflow: Any, model: str) -> str:
-    run_id = mlflow.get_registered_model(model).tags.get(JOURNAL_TAG)
-    if run_id is None:
-        raise BadInput(
-            "registry.model",
-            model,
-            "is a registered model that Nightowl did not make",
-            "Name another in the recipe; aliases of other people's models are left alone.",
-        )
-    return str(run_id)
+    key = (tracking_uri(), model)
+    if key not in _KNOWN:
+        run_id = mlflow.get_registered_model(model).tags.get(JOURNAL_TAG)
+        if run_id is None:
+            raise BadInput(
+                "registry.model",
+                model,
+                "is a registered model that Nightowl did not make",
+                "Name another in the recipe; aliases of other people's models are left alone.",
+            )
+        _KNOWN[key] = str(run_id)
+    return _KNOWN[key]
 
 
 @contextmanager

@@ -1,0 +1,127 @@
+"""A registered adapter answers the same in a fresh process on another home, and on no other base."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import registry
+from tasks.errors import BadInput
+from tasks.registry import Version
+from tasks.registry.adapter_model import as_message
+from tasks.registry.bundle import check_weights
+
+QUESTIONS = [
+    {"messages": [{"role": "user", "content": "What is 7 + 8?"}], "max_new_tokens": 24},
+    {
+        "messages": [
+            {"role": "user", "content": "Weather in Paris?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "weather", "arguments": '{"city":"Paris"}'}]},
+            {"role": "tool", "content": "rain"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
+        "thinking": True,
+        "max_new_tokens": 24,
+    },
+]
+
+FRESH = """
+    import json, os, sys
+    import mlflow
+    uri, bases, questions = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    told = {}
+    for name, folder in bases.items():
+        if folder:
+            os.environ["NIGHTOWL_BASE"] = folder
+        try:
+            told[name] = mlflow.pyfunc.load_model(uri).predict(questions)
+        except Exception as error:
+            told[name] = str(error)
+    assert not [name for name in sys.modules if name.partition(".")[0] in ("tasks", "flows")]
+    print(json.dumps(told))
+"""
+
+
+def test_it_answers_the_same_in_a_fresh_process_on_another_home(
+    world: Any, enter: Callable[[Any], Version], embedded: Path, tmp_path: Path
+) -> None:
+    version = enter(world)
+    registry.client()
+    import mlflow
+
+    here = mlflow.pyfunc.load_model(version.uri).predict(QUESTIONS)
+    assert [set(answer) for answer in here] == [{"role", "content", "thinking", "tool_calls", "raw"}] * 2
+    assert all(answer["raw"] for answer in here)
+
+    right, wrong = tmp_path / "elsewhere", tmp_path / "wrong"
+    for folder in (right, wrong):
+        shutil.copytree(world.store.folder(world.base), folder)
+    weights = bytearray((wrong / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (wrong / "model.safetensors").write_bytes(weights)
+    bases = {"absent": "", "wrong": str(wrong), "right": str(right)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FRESH), version.uri, json.dumps(bases), json.dumps(QUESTIONS)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "NIGHTOWL_HOME": str(tmp_path / "other-home"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{embedded}/mlflow/mlflow.db",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["right"] == here
+    assert "is not here" in told["absent"]
+    assert "Set NIGHTOWL_BASE" in told["absent"]
+    assert "Wrong base model" in told["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "content", "thinking", "calls"),
+    [
+        ("plain", "plain", None, []),
+        ("<think>\n2 and 2\n</think>\n\n4", "4", "2 and 2", []),
+        ("2 and 2\n</think>\n\n4", "4", "2 and 2", []),  # where the prompt opened the block
+        ("<think>\n\n</think>\n\nhi", "hi", None, []),
+        (
+            'Well.\n<tool_call>\n{"name": "f", "arguments": {"b": 1, "a": "</x>"}}\n</tool_call>',
+            "Well.",
+            None,
+            [{"name": "f", "arguments": '{"a":"</x>","b":1}'}],
+        ),
+        ("<tool_call>\nnot JSON\n</tool_call>", "<tool_call>\nnot JSON\n</tool_call>", None, []),
+        ("<tool_call>\n[1]\n</tool_call>", "<tool_call>\n[1]\n</tool_call>", None, []),
+        ("<think>never closed", "<think>never closed", None, []),
+    ],
+)
+def test_an_answer_is_read_into_a_message(raw: str, content: str, thinking: str | None, calls: list[Any]) -> None:
+    message = as_message(raw)
+    assert (message["content"], message["thinking"], message["tool_calls"], message["raw"]) == (
+        content,
+        thinking,
+        calls,
+        raw,
+    )
+
+
+def test_only_an_adapters_own_matrices_are_registered(tiny: Path, tmp_path: Path) -> None:
+    check_weights(tiny / "adapter-0" / "adapter_model.safetensors")
+    with pytest.raises(BadInput, match="holds weights that are not an adapter's"):
+        check_weights(tiny / "base" / "model.safetensors")
+    for name, content in {"empty": b"", "pickle": b"\x80\x04K\x01.", "huge": b"\xff" * 64}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match="is not a safetensors file"):
+            check_weights(tmp_path / name)

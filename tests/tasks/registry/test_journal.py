@@ -1,0 +1,177 @@
+"""Moving the champion: many processes at once, killed ones, and a journal in which no attempt is missing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.registry import Decision, alias_version, client, ensure_model, move, moves
+from tasks.registry.journal import JOURNAL_TAG, _write_once
+from tasks.registry.process import this_machine
+
+MODEL = "nightowl-test"
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def mlflow(embedded: Path) -> Any:
+    """A client on a registry with four versions; each was judged against the next one's adapter, round and round."""
+    mlflow = client()
+    ensure_model(mlflow, MODEL, "test")
+    run_id = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
+    for number in range(1, 5):
+        tags = {
+            "nightowl.adapter": f"adapter-{number}",
+            "nightowl.against": f"adapter-{number % 4 + 1}",
+            "nightowl.verdict": "promote",
+            "nightowl.reasons": '["it is better"]',
+        }
+        mlflow.create_model_version(MODEL, f"file:///nowhere/{number}", run_id, tags=tags)
+    return mlflow
+
+
+def go(mlflow: Any, to: int, who: str = "ada") -> Any:
+    return move(mlflow, MODEL, "promote", to, lambda found, previous: Decision(to, "moved"), who, "a test")
+
+
+def test_two_first_nights_make_one_journal(embedded: Path) -> None:
+    mlflow = client()
+    ensure_model(mlflow, MODEL, "test")
+    journal = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
+    ensure_model(mlflow, MODEL, "test")
+    assert mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG] == journal
+    assert moves(mlflow, MODEL) == []
+    assert moves(mlflow, "no-such-model") == []
+
+
+def test_a_claim_is_written_once(mlflow: Any) -> None:
+    journal = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
+    assert _write_once(mlflow, journal, "000001.claim", {"token": "mine"})
+    assert _write_once(mlflow, journal, "000001.claim", {"token": "mine"})  # a request that was sent again
+    assert not _write_once(mlflow, journal, "000001.claim", {"token": "theirs"})
+
+
+@pytest.mark.parametrize("died_after", ["claim", "plan", "champion"])
+def test_what_a_killed_move_left_is_closed_by_the_next(mlflow: Any, died_after: str) -> None:
+    go(mlflow, 1)
+    journal = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
+    claim = {"token": "t", "machine": this_machine(), "process": "999999999@1", "kind": "promote", "wanted": 2}
+    claim |= {"who": "the dead", "why": "unknown", "at": "2026-01-01T00:00:00+00:00"}
+    _write_once(mlflow, journal, "000002.claim", claim)
+    if died_after != "claim":
+        _write_once(mlflow, journal, "000002.plan", {"found": 1, "to": 2})
+    if died_after == "champion":
+        mlflow.set_registered_model_alias(MODEL, "champion", "2")
+    go(mlflow, 3)
+    _, dead, last = moves(mlflow, MODEL)
+    assert dead.moved is (died_after == "champion")
+    assert "its process died" in dead.outcome
+    assert last.found == (2 if died_after == "champion" else 1)
+    assert alias_version(mlflow, MODEL, "champion") == 3
+    assert alias_version(mlflow, MODEL, "previous") == last.found
+
+
+def test_a_decision_that_raises_is_recorded_and_moves_nothing(mlflow: Any) -> None:
+    go(mlflow, 1)
+
+    def undecided(found: int | None, previous: int | None) -> Decision:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        move(mlflow, MODEL, "promote", 2, undecided, "ada", "a test")
+    assert moves(mlflow, MODEL)[-1].outcome == "abandoned before the champion moved (RuntimeError: a bug)"
+    assert alias_version(mlflow, MODEL, "champion") == 1
+
+
+def test_a_claim_of_another_host_is_waited_for(mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.registry.journal.PATIENCE", 0.5)
+    journal = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
+    claim = {"token": "t", "machine": "another", "process": "1@1", "kind": "rollback", "wanted": 2}
+    claim |= {"who": "them", "why": "slow", "at": "2026-01-01T00:00:00+00:00"}
+    _write_once(mlflow, journal, "000001.claim", claim)
+    go(mlflow, 3)
+    theirs, ours = moves(mlflow, MODEL)
+    assert not theirs.moved
+    assert ours.moved
+
+
+WORKERS, ATTEMPTS = 8, 25
+
+RUSH = """
+    import json, multiprocessing, os, random, sys, time
+    import mlflow.tracking  # once, before the processes part
+    from tasks.errors import NightowlError
+    from tasks.register import promote, rollback
+    from tasks.registry import Version, alias_version, client
+    workers, attempts, model, homes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+
+    def rush(worker):
+        os.environ["NIGHTOWL_HOME"] = homes[worker % len(homes)]
+        luck = random.Random(worker)
+        for attempt in range(attempts):
+            number, who = luck.randint(1, 4), f"{worker}/{attempt}"
+            try:
+                if luck.random() < 0.5:
+                    version = Version(model=model, version=number, adapter=f"adapter-{number}", run_id="", model_id="")
+                    promote(version, who=who)
+                else:
+                    rollback(model, to=number, who=who)
+            except NightowlError as error:
+                if error.exit_code == 3:
+                    raise
+
+    def watch(running):
+        reads = []
+        while any(process.is_alive() for process in running) or not reads:
+            reads.append(alias_version(client(), model, "champion"))
+            time.sleep(0.02)
+        print(json.dumps({"codes": [process.exitcode for process in running], "reads": reads}))
+
+    fork = multiprocessing.get_context("fork")
+    running = [fork.Process(target=rush, args=(worker,)) for worker in range(workers)]
+    for process in running:
+        process.start()
+    watch(running)
+    for process in running:
+        process.join()
+"""
+
+
+def test_two_hundred_attempts_from_eight_processes_leave_one_champion_and_every_record(
+    mlflow: Any, embedded: Path, tmp_path: Path
+) -> None:
+    go(mlflow, 1, "start")
+    # Two homes share no lock file: between them only the journal keeps order, as between two hosts.
+    homes = [str(embedded), str(tmp_path / "second-home")]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RUSH), str(WORKERS), str(ATTEMPTS), MODEL, *homes],
+        cwd=REPOSITORY,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{embedded}/mlflow/mlflow.db"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["codes"] == [0] * WORKERS, done.stderr[-3000:]
+    assert set(told["reads"]) <= {1, 2, 3, 4}
+
+    journal = moves(mlflow, MODEL)
+    assert [entry.number for entry in journal] == list(range(1, WORKERS * ATTEMPTS + 2))
+    attempts = {f"{worker}/{attempt}" for worker in range(WORKERS) for attempt in range(ATTEMPTS)}
+    assert {entry.who for entry in journal} == attempts | {"start"}
+    moved = [entry for entry in journal if entry.moved]
+    assert len(moved) > 20
+    assert all(later.found == earlier.to for earlier, later in itertools.pairwise(moved))
+    # A promotion only ever went over the champion it was judged against.
+    assert all(entry.found == entry.to % 4 + 1 for entry in moved[1:] if entry.kind == "promote")
+    assert alias_version(mlflow, MODEL, "champion") == moved[-1].to
+    assert alias_version(mlflow, MODEL, "previous") == moved[-1].found
