@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ def expectation(rule: RowRule) -> Any:
     told = f"{rule.name} ({rule.severity}): {rule.explanation} {broken}; {bound}."
     if rule.example:
         told += f" For example: {rule.example}"
+    # Data Docs put a description into the page as it is, and fill in what follows a dollar sign.
+    told = html.escape(told, quote=False).replace("$", "&#36;")
     return gxe.ExpectColumnValuesToBeInSet(
         column=rule.name, value_set=[False], mostly=rule.mostly, severity=rule.severity, description=told
     )

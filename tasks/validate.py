@@ -42,11 +42,16 @@ def validate(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnaps
     Raises Refused when the data gate stops the night (again at once when asked again), BadInput for a
     source or a template that cannot be used as given, and WorldFailed when the check itself failed.
     """
-    gated = _gated(recipe.name, source, snapshot, recipe.base, base, recipe.quality, store)
+    gated = look(recipe, source, snapshot, base, store)
     _show(gated, store)
     if not gated.passed:
         raise Refused(refusal(gated, store))
     return gated
+
+
+def look(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot, store: Store) -> Conversations:
+    """The same, whether the source passes or not; raises BadInput and WorldFailed as `validate` does."""
+    return _gated(recipe.name, source, snapshot, recipe.base, base, recipe.quality, store)
 
 
 def check(
@@ -99,7 +104,10 @@ def _gated(
     inputs = {
         "code": code_digest(
             "tasks/validate.py",
-            "tasks/quality",
+            *(
+                f"tasks/quality/{part}.py"
+                for part in ("rules", "turns", "calls", "text", "flags", "judgement", "examples")
+            ),
             "tasks/conversations",
             "expectations",
             libraries=("polars", "great-expectations", "jsonschema-rs", "transformers", "tokenizers"),
@@ -378,7 +386,7 @@ def _findings(outcomes: Sequence[Outcome], asked: Mapping[str, RowRule], rows_in
             # An expectation on the table as a whole: its size, its columns, their types.
             findings.append(
                 Finding(
-                    rule=outcome.expectation.removeprefix("expect_"),
+                    rule="min_rows" if outcome.column == "kept" else outcome.expectation.removeprefix("expect_"),
                     severity="critical",
                     rows=outcome.rows,
                     share=outcome.rows / rows_in if rows_in else 0.0,

@@ -109,13 +109,11 @@ REFUSAL = "|".join(
 )
 DISCLAIMERS = (
     "as an ai language model",
-    "as a language model,",
     "as an ai model,",
     "as an ai chatbot",
     "i'm just an ai",
     "i am just an ai",
     "i'm only an ai",
-    "as a large language model",
     "my knowledge cutoff",
     "my training data only goes",
     "作为一个ai语言模型",
@@ -124,6 +122,11 @@ DISCLAIMERS = (
     "作为人工智能语言模型",
     "作为一个语言模型",
     "作为一个大语言模型",
+)
+# Saying what one is, is no disclaimer; saying that it stands in the way is.
+DISCLAIMER = (
+    r"(?i)\bas an? (?:large |ai )*language model,? i(?:['’]m| am| do| can| have|['’]ve| lack)?"
+    r"(?:n['’]t|not| not| no| unable| only| lack)\b"
 )
 ENTITY = r"&(?:quot|amp|lt|gt|nbsp|apos|#0?39|#x27|#\d{2,5});"
 EMAIL = r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b"
@@ -175,7 +178,8 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
             pieces.filter(text.str.contains("@", literal=True)),
         ),
         "refusal": laid.where(text.str.contains(REFUSAL), answers) & ~tools,
-        "ai_disclaimer": laid.where(text.str.contains_any(list(DISCLAIMERS), ascii_case_insensitive=True), answers),
+        "ai_disclaimer": laid.where(text.str.contains_any(list(DISCLAIMERS), ascii_case_insensitive=True), answers)
+        | laid.where(text.str.contains(DISCLAIMER), answers.filter(text.str.contains("anguage model", literal=True))),
         "answer_is_question": _echoes(laid),
         "repetition": laid.where(pl.lit(True), _circling(answers)),
         "unclosed_code": laid.where(text.str.count_matches(r"(?m)^\s*```") % 2 == 1, answers),
