@@ -30,7 +30,7 @@ from tasks.mixture import (
     split_of,
     write_splits,
 )
-from tasks.quality import Bands, benchmark_questions, exact_duplicates, near_duplicates, words
+from tasks.quality import Bands, benchmark_questions, exact_duplicates, near_duplicates, word_hashes
 from tasks.recipe import Recipe
 from tasks.store import Store, code_digest, digest, file_digest
 
@@ -152,7 +152,7 @@ def _given_away(recipe: Recipe, index: Index, kept: pl.DataFrame, folders: Mappi
     held_out = kept.filter(pl.col("split") != "train")["row"]
     items = index.asked.take(held_out.to_numpy())
     for questions in benchmarks.values():
-        items = items.then(words(questions))
+        items = items.then(word_hashes(questions))
     train = kept.filter(split="train").select("row")
     found = overlaps(index, train["row"], items, recipe.mixture)
     asking = held_out.gather(found["item"].filter(found["item"] < len(held_out)).unique())

@@ -16,7 +16,7 @@ import polars as pl
 from tasks.conversations import prompt_key
 from tasks.mixture.files import conversations_with_tokens
 from tasks.mixture.split import hash64, hash128
-from tasks.quality import WordFile, Words, fingerprints, opening_hashes, said, words
+from tasks.quality import WordFile, Words, fingerprints, opening_hashes, said, word_hashes
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def gather(folders: Mapping[str, Path], seed: int, scratch: Path) -> Index:
             prompts = hash128(prompt_key(batch), "prompt")
             parts.append(pl.concat([light, fingerprints(batch, prompts)], how="horizontal"))
             texts = said(batch)
-            said_file.append(words(texts["all"]))
-            turn_file.append(words(texts["turns"].explode(empty_as_null=False)))
+            said_file.append(word_hashes(texts["all"]))
+            turn_file.append(word_hashes(texts["turns"].explode(empty_as_null=False)))
             counts.append(texts["turns"].list.len().to_numpy().astype(np.int64))
     rows = pl.concat(parts).with_row_index("row")
     ids = rows["row_id"]

@@ -7,7 +7,7 @@ from tasks.quality.flags import flags, row_flags, settle
 from tasks.quality.judgement import first_reasons, reasons, required_share
 from tasks.quality.near import Bands, near_duplicates, near_pairs
 from tasks.quality.rules import RULES, Rule, applied
-from tasks.quality.words import WordFile, Words, words
+from tasks.quality.words import WordFile, Words, word_hashes
 
 __all__ = [
     "RULES",
@@ -32,5 +32,5 @@ __all__ = [
     "row_flags",
     "said",
     "settle",
-    "words",
+    "word_hashes",
 ]

@@ -85,7 +85,7 @@ _CLASSES = bytes(
 )
 
 
-def words(texts: pl.Series) -> Words:
+def word_hashes(texts: pl.Series) -> Words:
     """The words of each text."""
     lowered = texts.fill_null("").str.to_lowercase()
     lengths = lowered.str.len_bytes().to_numpy().astype(np.int64)

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tasks.errors import BadInput
-from tasks.quality import benchmark_questions, contaminated, opened_with, opening_hashes, words
+from tasks.quality import benchmark_questions, contaminated, opened_with, opening_hashes, word_hashes
 
 QUESTION = (
     "Janet’s ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes muffins for her friends "
@@ -18,7 +18,7 @@ OTHER = "A robe takes 2 bolts of blue fiber and half that much white fiber. How 
 
 
 def test_runs_of_thirteen_words_that_cover_half_of_a_question() -> None:
-    training = words(
+    training = word_hashes(
         pl.Series(
             [
                 "Solve this. " + QUESTION.upper() + " The answer is 18.",
@@ -29,27 +29,27 @@ def test_runs_of_thirteen_words_that_cover_half_of_a_question() -> None:
             ]
         )
     )
-    items = words(pl.Series([OTHER, QUESTION, "short one"]))
+    items = word_hashes(pl.Series([OTHER, QUESTION, "short one"]))
     found = contaminated(training, items, ngram=13, overlap=0.5)
     assert found.select("row", "item", "covered").rows() == [(0, 1, 1.0), (4, 0, 1.0)]
     loose = contaminated(training, items, ngram=13, overlap=0.3)
     covered = dict(loose.select("row", "covered").iter_rows())
     assert covered[1] == pytest.approx(13 / items.lengths[1])
     assert contaminated(training, items, ngram=13, overlap=0.5, rows=np.array([1, 2, 3])).is_empty()
-    assert contaminated(training, words(pl.Series([], dtype=pl.String)), ngram=13, overlap=0.5).is_empty()
+    assert contaminated(training, word_hashes(pl.Series([], dtype=pl.String)), ngram=13, overlap=0.5).is_empty()
 
 
 def test_covered_words_are_counted_once() -> None:
     text = " ".join(f"w{n}" for n in range(40))
-    items = words(pl.Series([text]))
+    items = word_hashes(pl.Series([text]))
     parts = " ".join(f"w{n}" for n in range(20)) + " x " + " ".join(f"w{n}" for n in range(15, 30))
-    found = contaminated(words(pl.Series([parts + " " + parts])), items, ngram=13, overlap=0.1)
+    found = contaminated(word_hashes(pl.Series([parts + " " + parts])), items, ngram=13, overlap=0.1)
     assert found["covered"].item() == pytest.approx(30 / 40)
     assert found["at"].item() == 0
 
 
 def test_conversations_that_open_with_a_question() -> None:
-    turns = words(pl.Series(["How do I sort a list?", "And backwards?", "Hi!", "Hi!", "How do I sort a list?"]))
+    turns = word_hashes(pl.Series(["How do I sort a list?", "And backwards?", "Hi!", "Hi!", "How do I sort a list?"]))
     first_turn = np.array([0, 0, 2, 2, 4])
     openings = opening_hashes(turns, first_turn)
     train = pl.DataFrame(
@@ -59,7 +59,7 @@ def test_conversations_that_open_with_a_question() -> None:
             "last": [False, True, False, True, True],
         }
     )
-    questions = words(pl.Series(["how do i sort a list", "hi", "and backwards"]))
+    questions = word_hashes(pl.Series(["how do i sort a list", "hi", "and backwards"]))
     items = pl.DataFrame(
         {
             "item": [0, 1, 2],
@@ -124,7 +124,7 @@ def test_real_benchmarks_are_read_and_found(shared_data: Path) -> None:
         assert len(benchmark_questions(str(shared_data / path))) > 100
     first = "mmlu/data__mmlu__test__anatomy_test.csv#0"
     assert len(benchmark_questions(str(shared_data / first))) > 100
-    items, training = words(gsm8k), words(benchmark_questions(str(shared_data / "gsm8k" / "train.jsonl")))
+    items, training = word_hashes(gsm8k), word_hashes(benchmark_questions(str(shared_data / "gsm8k" / "train.jsonl")))
     assert contaminated(items, items, ngram=13, overlap=0.5)["row"].n_unique() >= 0.99 * (items.lengths >= 13).sum()
     # The benchmark's own training questions are other questions: few share half of one.
     assert contaminated(training, items, ngram=13, overlap=0.5).height < 0.02 * training.rows

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.quality import Bands, near_duplicates, near_pairs, words
+from tasks.quality import Bands, near_duplicates, near_pairs, word_hashes
 from tasks.quality.near import SHINGLE, jaccard
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("l", "m", "nt", "r", "sk", "t", "v", "z")]
@@ -56,7 +56,7 @@ def brute_force(texts: list[list[str]], threshold: float) -> dict[tuple[int, int
 def test_against_brute_force_on_5000_rows() -> None:
     texts = corpus(5000, seed=3)
     true = brute_force(texts, 0.8)
-    rows = words(pl.Series([" ".join(text) for text in texts]))
+    rows = word_hashes(pl.Series([" ".join(text) for text in texts]))
     keys = Bands(0.8).of(rows)
     pairs, alike = near_pairs(rows, keys, 0.8)
     found = {(low, high): near for (low, high), near in zip(pairs.tolist(), alike.tolist(), strict=True)}
@@ -85,7 +85,7 @@ def test_a_crowd_of_copies_costs_no_square_and_leaves_one() -> None:
         copy = list(text)
         copy[draw.randrange(300)] = f"other{n}"
         copies.append(" ".join(copy))
-    rows = words(pl.Series(copies))
+    rows = word_hashes(pl.Series(copies))
     removed = near_duplicates(rows, Bands(0.8).of(rows), 0.8)
     assert removed.height == 2499
     assert removed["twin"].unique().to_list() == [0]
@@ -104,18 +104,18 @@ def test_a_crowd_of_copies_costs_no_square_and_leaves_one() -> None:
     ],
 )  # fmt: skip
 def test_short_templated_texts_that_differ_in_a_number_or_name_are_apart(one: str, other: str) -> None:
-    rows = words(pl.Series([one, other]))
+    rows = word_hashes(pl.Series([one, other]))
     assert jaccard(rows, np.array([[0, 1]]))[0] < 0.8
     assert near_duplicates(rows, Bands(0.8).of(rows), 0.8).is_empty()
 
 
 def test_rows_without_words_are_no_twins() -> None:
-    rows = words(pl.Series(["", "?!", "...", "a", "a"]))
+    rows = word_hashes(pl.Series(["", "?!", "...", "a", "a"]))
     assert near_duplicates(rows, Bands(0.8).of(rows), 0.8).rows() == [(4, 3, 1.0)]
 
 
 def test_only_the_rows_left_are_compared() -> None:
-    rows = words(pl.Series(["a b c d e f"] * 3))
+    rows = word_hashes(pl.Series(["a b c d e f"] * 3))
     removed = near_duplicates(rows, Bands(0.8).of(rows), 0.8, np.array([1, 2]))
     assert removed.rows() == [(2, 1, 1.0)]
     assert near_duplicates(rows, Bands(0.8).of(rows), 0.8, np.array([], np.int64)).is_empty()
