@@ -40,27 +40,54 @@ def fetch(source: Source, store: Store) -> Snapshot:
     at which commit. Raises BadInput where the source cannot be used as given, WorldFailed where a hub,
     the disk or a file in the store fails.
     """
-    uri = parse_uri(source.uri, field=f"sources.{source.name}.uri")
+    uri = _source_uri(source)
     try:
         pin = resolve(uri)
     except Unreachable as error:
         return _in_store(Snapshot, uri, store, error)
-    # The columns that are written beside the data are the work of this code.
-    inputs = {"uri": uri.text, "revision": pin.revision, "columns": code_digest("tasks/sources/columns.py")}
-    return _sound(Snapshot, store, inputs, uri, pin, write_data)
+    return _sound(Snapshot, store, _source_inputs(uri, pin), uri, pin, write_data)
 
 
 def fetch_base(base: Base, store: Store) -> BaseSnapshot:
     """The base model's snapshot at what it points at now; falls back and raises as `fetch` does."""
-    uri = parse_uri(base.uri, field="base.uri")
+    uri = _base_uri(base)
     try:
         pin = resolve(uri, "model")
     except Unreachable as error:
         return _in_store(BaseSnapshot, uri, store, error)
+    return _sound(BaseSnapshot, store, _base_inputs(uri, pin), uri, pin, write_base)
+
+
+def source_inputs(source: Source) -> dict[str, str]:
+    """The inputs that give the source's snapshot its address, as it points now; raises as `resolve` does."""
+    uri = _source_uri(source)
+    return _source_inputs(uri, resolve(uri))
+
+
+def base_inputs(base: Base) -> dict[str, str]:
+    """The inputs that give the base model's snapshot its address, as it points now; raises as `resolve` does."""
+    uri = _base_uri(base)
+    return _base_inputs(uri, resolve(uri, "model"))
+
+
+def _source_uri(source: Source) -> SourceUri:
+    return parse_uri(source.uri, field=f"sources.{source.name}.uri")
+
+
+def _base_uri(base: Base) -> SourceUri:
+    return parse_uri(base.uri, field="base.uri")
+
+
+def _source_inputs(uri: SourceUri, pin: Pin) -> dict[str, str]:
+    # The columns that are written beside the data are the work of this code.
+    return {"uri": uri.text, "revision": pin.revision, "columns": code_digest("tasks/sources/columns.py")}
+
+
+def _base_inputs(uri: SourceUri, pin: Pin) -> dict[str, str]:
     inputs = {"uri": uri.text, "revision": pin.revision}
     if uri.scheme == "sample":
         inputs["code"] = code_digest("tasks/sources/smollm2.py", libraries=("transformers",))
-    return _sound(BaseSnapshot, store, inputs, uri, pin, write_base)
+    return inputs
 
 
 def verify(store: Store, snapshot: Snapshot | BaseSnapshot) -> list[str]:

@@ -7,7 +7,6 @@ package. The digest of the code and the parameters that make a data set stands f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 from tasks.sources import sample_chat, sample_tools
@@ -22,6 +21,8 @@ _DATA_SETS: dict[str, tuple[Callable[[int], Iterator[Row]], Mapping[str, Spoil]]
     "tools": (sample_tools.conversations, sample_tools.WAYS),
     "chat": (sample_chat.conversations, sample_chat.WAYS),
 }
+# So many draws without a new prompt say that there are hardly any left.
+_REPEATED = 2000
 _CODE = ("sample.py", "sample_tools.py", "sample_chat.py", "planted.py")
 
 
@@ -56,10 +57,15 @@ def _settings(uri: SourceUri) -> dict[str, float]:
 
 def _distinct(uri: SourceUri, conversations: Iterator[Row], size: int) -> list[Row]:
     rows: dict[str, Row] = {}
-    for row in islice(conversations, 50 * size + 1000):
+    repeated = 0
+    for row in conversations:
+        known = len(rows)
         rows.setdefault(row["messages"][0]["content"], row)
         if len(rows) == size:
             return list(rows.values())
+        repeated = 0 if len(rows) > known else repeated + 1
+        if repeated == _REPEATED:
+            break
     raise uri.bad(
         f"asks for {size} conversations, and only about {len(rows)} distinct ones can be generated", "Lower size=."
     )

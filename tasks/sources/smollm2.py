@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 from tasks.errors import WorldFailed
@@ -96,12 +97,16 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _convert(gguf: str, target: str) -> None:
+def _convert(weights: str, target: str) -> None:
     _end_with_parent()
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = Path(gguf)
+    # transformers reads the file four times over, string by string, and maps all names anew for each layer:
+    # half of the time this takes.
+    vars(gguf).update(GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=cache(gguf.get_tensor_name_map))
+    source = Path(weights)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # The file names 2 as the end token; the conversion of the tokenizer takes the beginning's instead.
     tokenizer.eos_token = _END_OF_TURN

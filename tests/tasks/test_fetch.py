@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import BadInput, WorldFailed
-from tasks.fetch import fetch, fetch_base, verify
+from tasks.fetch import base_inputs, fetch, fetch_base, source_inputs, verify
 from tasks.recipe import Base, Source
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
@@ -31,8 +31,10 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_fetched_once_until_its_content_changes(store: Store, data: Path) -> None:
+    address = Store.address(Snapshot, source_inputs(source(f"file://{data}")))
+    assert store.find(Snapshot, address) is None
     first = fetch(source(f"file://{data}"), store)
-    assert first.rows == 1
+    assert (first.rows, first.address) == (1, address)
     os.utime(data, (1, 1))
     assert fetch(source(f"file://{data}"), store) == first
     with open(data, "ab") as file:
@@ -92,6 +94,7 @@ def test_a_folder_with_safetensors_is_a_base_model_and_one_with_a_pickle_is_not(
     base = fetch_base(Base(uri=f"file://{model}"), store)
     assert set(base.files) == {"config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"}
     assert store.all(BaseSnapshot) == [base]
+    assert base.address == Store.address(BaseSnapshot, base_inputs(Base(uri=f"file://{model}")))
     (model / "tokenizer_config.json").unlink()
     with pytest.raises(BadInput, match=r"holds no tokenizer_config\.json"):
         fetch_base(Base(uri=f"file://{model}"), store)
