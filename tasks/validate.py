@@ -97,11 +97,11 @@ def _why(finding: Finding) -> str:
     return f"{finding.rule}: {finding.explanation.rstrip('.')}"
 
 
-def _gated(
-    night: str, source: Source, snapshot: Snapshot, base: Base, model: BaseSnapshot, quality: Quality, store: Store
-) -> Conversations:
-    rules = applied(quality.ignore)
-    inputs = {
+def conversations_inputs(
+    source: Source, snapshot: Snapshot, base: Base, model: BaseSnapshot, quality: Quality
+) -> dict[str, Any]:
+    """What the address of a source's conversations is the digest of."""
+    return {
         "code": code_digest(
             "tasks/validate.py",
             *(
@@ -122,6 +122,13 @@ def _gated(
         "max_length": base.max_length,
         "quality": quality.model_dump(mode="json"),
     }
+
+
+def _gated(
+    night: str, source: Source, snapshot: Snapshot, base: Base, model: BaseSnapshot, quality: Quality, store: Store
+) -> Conversations:
+    rules = applied(quality.ignore)
+    inputs = conversations_inputs(source, snapshot, base, model, quality)
 
     def build(work: Path) -> dict[str, Any]:
         renderer = Renderer.open(store.folder(model), base.chat_template)
