@@ -11,6 +11,7 @@ import re
 from fractions import Fraction
 
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.,]+)\s*\}\s*\{\s*(-?[\d.,]+)\s*\}")
+_LONGEST = 100  # characters; what is longer is noise, and too long for int()
 _CUE = re.compile(r"answer(?:\s+is|\s*[:=])", re.IGNORECASE)
 _SIGN = r"(?:(?<![\w.)])[-+]\s?)?"
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?![\d,]*\d)|\d+)"
@@ -75,6 +76,8 @@ def _sentence(text: str) -> str:
 def _numbers(text: str) -> list[Fraction]:
     found = []
     for match in _NUMBER.finditer(text):
+        if len(match[0]) > _LONGEST:
+            continue
         value = Fraction(match["number"].replace(",", ""))
         if match["under"] is not None:
             under = Fraction(match["under"])

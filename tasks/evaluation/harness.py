@@ -47,41 +47,54 @@ def score(
     """
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed here
     with _own_logging():
-        return pl.concat([_run(model, suites[name], table, renderer, folder) for name, table in answers.items()])
+        reviews = _run(model, suites, answers, renderer, folder)
+    return pl.concat([_scored(name, table, reviews[name]) for name, table in answers.items()])
 
 
-def _run(model: str, suite: Suite, table: pl.DataFrame, renderer: Renderer, folder: Path) -> pl.DataFrame:
+def _run(
+    model: str, suites: Mapping[str, Suite], answers: Mapping[str, pl.DataFrame], renderer: Renderer, folder: Path
+) -> dict[str, dict[str, tuple[float, str]]]:
+    """One EvalScope task over all suites; score and detail by item, by suite."""
     from evalscope import TaskConfig, run_task
 
-    benchmark = _METRIC.format(suite.name)
-    _register(suite.name)
-    items = folder / "items" / f"{benchmark}.jsonl"
-    items.parent.mkdir(parents=True, exist_ok=True)
-    questions = {row["item_id"]: _question(row, suite, renderer) for row in table.iter_rows(named=True)}
-    items.write_text("".join(q.model_dump_json() + "\n" for q in questions.values()), encoding="utf-8")
-    replies = {row["item_id"]: _reply(row, renderer) for row in table.iter_rows(named=True)}
-    # The name of EvalScope's files; a digest of what is scored keeps two tables apart.
-    model_id = f"{model}-{digest([table['item_id'].to_list(), table['output'].to_list()])[:12]}"
+    (folder / "items").mkdir(parents=True)
+    benchmarks = {name: _METRIC.format(name) for name in answers}
+    files = {name: folder / "items" / f"{benchmark}.jsonl" for name, benchmark in benchmarks.items()}
+    replies: dict[str, Reply] = {}
+    for name, table in answers.items():
+        _register(name)
+        with open(files[name], "w", encoding="utf-8") as file:
+            for row in table.iter_rows(named=True):
+                file.write(_question(row, suites[name], renderer).model_dump_json() + "\n")
+                replies[_key(name, row["item_id"])] = _reply(row, renderer)
     reports = run_task(
         TaskConfig(
-            model=_table_model(model_id, replies),
-            model_id=model_id,
+            model=_table_model(model, replies),
+            model_id=model,
             eval_type="custom",
-            datasets=[benchmark],
-            dataset_args={benchmark: {"local_path": str(items)}},
+            datasets=list(benchmarks.values()),
+            dataset_args={benchmarks[name]: {"local_path": str(file)} for name, file in files.items()},
             eval_batch_size=1,
             work_dir=str(folder),
             no_timestamp=True,
             seed=None,
         )
     )
-    report = reports[benchmark]
-    if not report or report.execution_summary is None or report.execution_summary.incomplete:
-        raise WorldFailed(
-            f"EvalScope on {suite.name}", "did not score every item", f"See {folder / 'logs'}; then run again."
-        )
-    reviews = folder / "reviews" / model_id / f"{benchmark}_default.jsonl"
-    return _scored(suite.name, table, _read_reviews(reviews, benchmark))
+    for name, benchmark in benchmarks.items():
+        report = reports[benchmark]
+        if not report or report.execution_summary is None or report.execution_summary.incomplete:
+            raise WorldFailed(
+                f"EvalScope on {name}", "did not score every item", f"See {folder / 'logs'}; then run again."
+            )
+    return {
+        name: _read_reviews(folder / "reviews" / model / f"{benchmark}_default.jsonl", benchmark)
+        for name, benchmark in benchmarks.items()
+    }
+
+
+def _key(suite: str, item_id: str) -> str:
+    """The id of an item's message: one conversation may be an item of two suites."""
+    return f"{suite}/{item_id}"
 
 
 def _question(row: Mapping[str, Any], suite: Suite, renderer: Renderer) -> Question:
@@ -193,7 +206,7 @@ def _register(suite: str) -> None:
         def record_to_sample(self, record: dict[str, Any]) -> Any:
             question = Question.model_validate(record)
             return Sample(
-                input=[ChatMessageUser(content=question.prompt, id=question.item_id)],
+                input=[ChatMessageUser(content=question.prompt, id=_key(suite, question.item_id))],
                 target=json.dumps(question.expected, ensure_ascii=False),
                 metadata=record,
             )

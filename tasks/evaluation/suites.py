@@ -105,7 +105,7 @@ def _chat_format_fault(question: Question, reply: Reply) -> str | None:
     if reply.answer.tool_calls:
         return f"called {reply.answer.tool_calls[0].name}"
     if stray := _stray(reply.answer.content, question.special_tokens):
-        return f"stray {stray}"
+        return stray
     return None if reply.answer.content.strip() else "empty"
 
 
@@ -126,7 +126,7 @@ def _mode_fault(question: Question, reply: Reply) -> str | None:
 def _stray(text: str, special_tokens: Sequence[str]) -> str | None:
     if "\ufffd" in text:
         return "broken character"
-    return next((token for token in special_tokens if token in text), None)
+    return next((f"stray {token}" for token in special_tokens if token in text), None)
 
 
 _FAULTS = {

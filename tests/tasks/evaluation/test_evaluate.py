@@ -1,0 +1,171 @@
+"""Evaluation end to end on a tiny random model, in its real process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+import pytest
+
+from tasks.errors import BadInput, WorldFailed
+from tasks.evaluate import evaluate
+from tasks.evaluation import Scores
+from tasks.gate import gate
+from tasks.mixture import TokenisedMixture
+from tasks.recipe import Recipe, parse
+from tasks.sources import BaseSnapshot
+from tasks.store import Store
+from tasks.training import Adapter
+
+SUITES = [
+    {"name": "tool_call", "kind": "tool", "role": "target", "items": 6, "max_new_tokens": 8},
+    {
+        "name": "final_answer",
+        "kind": "reasoning",
+        "role": "target",
+        "mode": "thinking",
+        "items": 6,
+        "max_new_tokens": 8,
+    },
+    {"name": "chat_format", "kind": "chat", "role": "guard", "items": 6, "max_new_tokens": 8, "margin": 0.1},
+    {"name": "held_out_loss", "kind": "chat", "role": "guard", "items": 6, "margin": 0.1},
+]
+
+
+def recipe_of(template: str, **evaluation: Any) -> Recipe:
+    sources = [
+        {"name": kind, "uri": f"file://{kind}.jsonl", "kind": kind, "share": share}
+        for kind, share in (("tool", 0.5), ("reasoning", 0.25), ("chat", 0.25))
+    ]
+    return parse(
+        {
+            "name": "tiny",
+            "base": {"uri": "file://tiny", "chat_template": template},
+            "sources": sources,
+            "evaluation": {"suites": SUITES, "batch_size": 4} | evaluation,
+            "gate": {"min_items": 4},
+        }
+    )
+
+
+def made_base(store: Store, make: Callable[..., None], seed: int) -> BaseSnapshot:
+    def build(work: Path) -> dict[str, Any]:
+        make(work, seed)
+        return {"uri": "file://tiny", "revision": f"r{seed}", "requested": None, "size": 1, "licence": None}
+
+    return store.make(BaseSnapshot, {"seed": seed}, build)[0]
+
+
+def made_mixture(store: Store, rows: pl.DataFrame) -> TokenisedMixture:
+    def build(work: Path) -> dict[str, Any]:
+        rows.write_parquet(work / "test.parquet")
+        fields: dict[str, Any] = {"rows_in": rows.height, "rows_out": rows.height, "set_aside": {}, "recipe": "tiny"}
+        return fields | {"splits": {}, "shares": {}, "chat_template": "", "tokenizer": ""}
+
+    return store.make(TokenisedMixture, {"rows": rows["row_id"].to_list()}, build)[0]
+
+
+def made_adapter(store: Store, base: BaseSnapshot, make: Callable[..., None], seed: int) -> Adapter:
+    def build(work: Path) -> dict[str, Any]:
+        make(store.folder(base), work / "adapter", seed)
+        none = dict.fromkeys(("steps", "tokens", "supervised_tokens", "peak_memory", "resumed"), 0)
+        fields = {"base": base.address, "mixture": "", "base_weights": "", "loss": 0, "validation_loss": None}
+        return fields | none | {"seconds": 0, "device": "cpu", "environment": {}}
+
+    return store.make(Adapter, {"seed": seed, "base": base.address}, build)[0]
+
+
+class Heard(list[tuple[str, int, int]]):
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.append((what, done, total))
+
+    @property
+    def models(self) -> set[str]:
+        return {what.partition(":")[0] for what, _, _ in self}
+
+
+def test_a_night_of_evaluation(
+    tmp_path: Path,
+    rows: Callable[[int], pl.DataFrame],
+    make_base: Callable[..., None],
+    make_adapter: Callable[..., None],
+    template: str,
+) -> None:
+    store, recipe = Store(tmp_path / "store"), recipe_of(template)
+    base = made_base(store, make_base, 0)
+    mixture = made_mixture(store, rows(8))
+    champion, candidate = (made_adapter(store, base, make_adapter, seed) for seed in (1, 2))
+
+    # The process is killed in the middle of the second suite: an error, nothing half-made, and what was done is kept.
+    def kill(what: str, done: int, total: int) -> None:
+        if what.endswith("chat_format") and done == 12:
+            (child,) = psutil.Process().children()
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(WorldFailed, match="killed by SIGKILL"):
+        evaluate(recipe, mixture, base, [champion], store, kill)
+    assert store.all(Scores) == []
+    kept = {
+        file: file.stat().st_mtime_ns for file in tmp_path.rglob("answers/*.parquet") if "chat_format" not in file.name
+    }
+    assert {file.stem for file in kept} == {"tool_call", "final_answer"}
+
+    heard = Heard()
+    first = evaluate(recipe, mixture, base, [champion], store, heard)
+    assert set(first) == {None, champion.address}
+    assert heard.models == {"base", champion.short}
+    assert heard[-1][1:] == (48, 48)
+    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+
+    items = {address: pl.read_parquet(store.folder(scores) / "items.parquet") for address, scores in first.items()}
+    for address, scores in first.items():
+        assert (scores.base, scores.adapter) == (base.address, address)
+        assert {name: suite.items for name, suite in scores.suites.items()} == dict.fromkeys(scores.suites, 6)
+        assert not (store.folder(scores) / "answers").exists()
+        assert items[address].filter(pl.col("new_tokens") > 8).is_empty()
+    for name in first[None].suites:
+        ids = [set(frame.filter(pl.col("suite") == name)["item_id"]) for frame in items.values()]
+        assert ids[0] == ids[1]
+    assert first[None].suites["held_out_loss"].mean != first[champion.address].suites["held_out_loss"].mean
+    assert first[None].suites["held_out_loss"].mean > 1
+
+    # Nothing moved: no process at all. A candidate more: it alone is evaluated.
+    heard = Heard()
+    assert evaluate(recipe, mixture, base, [champion], store, heard) == first
+    assert heard == []
+    second = evaluate(recipe, mixture, base, [champion, candidate], store, heard)
+    assert heard.models == {candidate.short}
+    assert {address: second[address] for address in first} == first
+
+    verdict = gate(recipe, first[None], first[champion.address], second[candidate.address], store)
+    assert (verdict.candidate, verdict.champion) == (candidate.address, champion.address)
+    assert {c.suite: c.items for c in verdict.comparisons} == dict.fromkeys(first[None].suites, 6)
+    assert verdict.decision in ("keep", "cannot tell")
+
+
+def test_an_adapter_of_another_base_is_evaluated_on_its_own(
+    tmp_path: Path,
+    rows: Callable[[int], pl.DataFrame],
+    make_base: Callable[..., None],
+    make_adapter: Callable[..., None],
+    template: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, recipe = Store(tmp_path / "store"), recipe_of(template, suites=SUITES[:1])
+    base, other = made_base(store, make_base, 0), made_base(store, make_base, 1)
+    mixture = made_mixture(store, rows(8))
+    foreign = made_adapter(store, other, make_adapter, 1)
+    heard = Heard()
+    found = evaluate(recipe, mixture, base, [foreign], store, heard)
+    assert (found[None].base, found[foreign.address].base) == (base.address, other.address)
+    assert "not on this recipe's base" in caplog.text
+    homeless = foreign.model_copy(update={"base": "f" * 64})
+    with pytest.raises(BadInput, match="base that is not in the store"):
+        evaluate(recipe, mixture, base, [homeless], store)
+    with pytest.raises(BadInput, match=r"evaluation\.suites\.tool_call\.kind"):
+        evaluate(recipe, made_mixture(store, rows(2).filter(pl.col("kind") == "chat")), base, [], store)

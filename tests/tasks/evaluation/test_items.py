@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tasks.errors import BadInput
+from tasks.evaluation import items_digest, suite_items
+from tasks.recipe import Suite
+
+TOOL = Suite(name="tool_call", kind="tool", role="target", items=20)
+
+
+def test_items_stay_as_data_grows_and_do_not_depend_on_order(
+    rows: Callable[[int], pl.DataFrame], tmp_path: Path
+) -> None:
+    small, large = tmp_path / "small.parquet", tmp_path / "large.parquet"
+    rows(30).write_parquet(small)
+    rows(60).sample(fraction=1, shuffle=True, seed=1).write_parquet(large)
+    before, after = suite_items(small, TOOL), suite_items(large, TOOL)
+    assert before.height == after.height == 20
+    newcomers = set(after["row_id"]) - set(rows(30)["row_id"])
+    # A row gives way to a newcomer only, and about half the rows are new.
+    assert len(set(before["row_id"]) & set(after["row_id"])) == 20 - len(newcomers)
+    assert 3 < len(newcomers) < 17
+    rows(60).write_parquet(large)
+    assert items_digest(suite_items(large, TOOL)) == items_digest(after)
+
+
+def test_a_kind_without_conversations_is_an_error(rows: Callable[[int], pl.DataFrame], tmp_path: Path) -> None:
+    file = tmp_path / "test.parquet"
+    rows(3).filter(pl.col("kind") != "tool").write_parquet(file)
+    with pytest.raises(BadInput, match=r"evaluation\.suites\.tool_call\.kind"):
+        suite_items(file, TOOL)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tasks.errors import BadInput
+from tasks.evaluation import Scores, SuiteScore, Verdict
+from tasks.gate import gate
+from tasks.recipe import Recipe, load
+from tasks.store import Store
+
+Made = Mapping[str, Sequence[float]]
+BASE: Made = {
+    "tool_call": [0] * 64,
+    "final_answer": [0] * 64,
+    "chat_format": [1] * 48,
+    "held_out_loss": [2 + n / 100 for n in range(48)],
+}
+GOOD: Made = BASE | {
+    "tool_call": [1] * 62 + [0] * 2,
+    "final_answer": [1] * 34 + [0] * 30,
+    "held_out_loss": [1.6 + n / 110 for n in range(48)],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load("demo")[0]
+
+
+def scores(store: Store, adapter: str | None, suites: Made, base: str = "base") -> Scores:
+    def build(work: Path) -> dict[str, Any]:
+        pl.concat(
+            pl.DataFrame({"suite": name, "item_id": [str(n) for n in range(len(s))], "score": list(map(float, s))})
+            for name, s in suites.items()
+        ).write_parquet(work / "items.parquet")
+        about = {
+            name: SuiteScore(
+                items=len(s),
+                mean=float(np.mean(s)),
+                unit="nats per token" if name == "held_out_loss" else "share",
+                higher_is_better=name != "held_out_loss",
+                digest=name,
+            )
+            for name, s in suites.items()
+        }
+        return {"base": base, "adapter": adapter, "suites": about, "seconds": 1.0}
+
+    return store.make(Scores, {"adapter": adapter, "base": base, "suites": dict(suites)}, build)[0]
+
+
+def test_a_first_adapter_that_learned_is_promoted(store: Store, recipe: Recipe) -> None:
+    base, candidate = scores(store, None, BASE), scores(store, "a" * 64, GOOD)
+    verdict = gate(recipe, base, base, candidate, store)
+    assert (verdict.decision, verdict.candidate, verdict.champion) == ("promote", "a" * 64, None)
+    assert {c.suite: c.outcome for c in verdict.comparisons} == {
+        "tool_call": "better",
+        "final_answer": "better",
+        "chat_format": "not worse",
+        "held_out_loss": "not worse",
+    }
+    assert len(verdict.reasons) == 4
+    assert (store.folder(verdict) / "verdict.md").read_text().startswith("# Promote")
+    assert gate(recipe, base, base, candidate, store) == verdict
+    assert len(store.all(Verdict)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "decision"),
+    [
+        ({}, "cannot tell"),
+        ({"tool_call": [0] * 64}, "keep"),
+        ({"chat_format": [0] * 20 + [1] * 28}, "keep"),
+        ({"held_out_loss": [3.0 + n / 100 for n in range(48)]}, "keep"),
+        ({"final_answer": [1] * 60 + [0] * 4, "tool_call": [1] * 64}, "cannot tell"),
+    ],
+)
+def test_against_a_champion(store: Store, recipe: Recipe, change: Made, decision: str) -> None:
+    base, champion = scores(store, None, BASE), scores(store, "c" * 64, GOOD)
+    verdict = gate(recipe, base, champion, scores(store, "a" * 64, {**GOOD, **change}), store)
+    assert (verdict.decision, verdict.champion) == (decision, "c" * 64)
+    assert all(c.base == float(np.mean(BASE[c.suite])) for c in verdict.comparisons)
+
+
+def test_a_wider_margin_is_another_verdict(store: Store, recipe: Recipe) -> None:
+    base, candidate = scores(store, None, BASE), scores(store, "a" * 64, {**GOOD, "chat_format": [0] * 4 + [1] * 44})
+    strict = gate(recipe, base, base, candidate, store)
+    lenient = gate(load("demo", ["evaluation.suites.chat_format.margin=0.3"])[0], base, base, candidate, store)
+    assert (strict.decision, lenient.decision) == ("cannot tell", "promote")
+
+
+def test_a_champion_on_another_base_is_pointed_out(store: Store, recipe: Recipe) -> None:
+    champion = scores(store, "c" * 64, BASE, base="older")
+    verdict = gate(recipe, scores(store, None, BASE), champion, scores(store, "a" * 64, GOOD), store)
+    assert "stands on another base model" in verdict.reasons[0]
+
+
+def test_what_cannot_be_decided_is_refused(store: Store, recipe: Recipe) -> None:
+    base, champion = scores(store, None, BASE), scores(store, "c" * 64, GOOD)
+    with pytest.raises(BadInput, match="is the champion already"):
+        gate(recipe, base, champion, champion, store)
+    with pytest.raises(BadInput, match="is the base model itself"):
+        gate(recipe, base, base, base, store)
+    partial = scores(store, "a" * 64, {"tool_call": [1] * 64})
+    with pytest.raises(BadInput, match=r"evaluation\.suites\.final_answer.*without this suite"):
+        gate(recipe, base, champion, partial, store)
+    assert store.all(Verdict) == []
