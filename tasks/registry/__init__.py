@@ -4,7 +4,17 @@ from tasks.registry.bundle import base_reference, pack
 from tasks.registry.card import markdown_table, model_card, score_table
 from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, shown, suite_rows
 from tasks.registry.journal import Decision, alias_version, ensure_model, move, moves
-from tasks.registry.lineage import Snapshots, code_tags, compact, mixture_tags, pinned, source_names, source_tags
+from tasks.registry.lineage import (
+    Snapshots,
+    code_tags,
+    compact,
+    containing_row,
+    containing_source,
+    mixture_tags,
+    pinned,
+    source_names,
+    source_tags,
+)
 from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.page import Story, graph, page
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
@@ -35,6 +45,8 @@ __all__ = [
     "client",
     "code_tags",
     "compact",
+    "containing_row",
+    "containing_source",
     "create",
     "ensure_model",
     "find",

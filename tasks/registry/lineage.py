@@ -17,10 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from tasks.conversations import Conversations
+from tasks.errors import BadInput
 from tasks.mixture import TokenisedMixture
+from tasks.registry.tracking import answers, client, pages
 from tasks.sources import Snapshot
-from tasks.store import digest, file_digest
+from tasks.store import Store, digest, file_digest
 
 Snapshots = Sequence[Snapshot] | Mapping[str, Snapshot]
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -165,3 +169,62 @@ def _dataset(
     labels = [InputTag("mlflow.data.context", context)]
     labels += [InputTag(f"nightowl.{key}", value[:500]) for key, value in tags.items()]
     return DatasetInput(dataset=dataset, tags=labels)
+
+
+def containing_source(source: str) -> list[dict[str, Any]]:
+    """Registered versions, over all models, that were trained on a pinned source (`hf://org/name@commit`).
+
+    Newest first: model, version, adapter, mixture, base and aliases. Raises BadInput for a source without its commit
+    and WorldFailed when MLflow does not answer.
+    """
+    head = source.partition("?")[0].partition("://")[2]
+    if "@" not in head:
+        raise BadInput("--source", source, "names no commit", "Give it as the report shows it: hf://org/name@commit.")
+    mlflow = client()
+    with answers():
+        query = f"tags.`{contains_tag(source)}` LIKE '%'"
+        return _described(mlflow, list(pages(mlflow.search_model_versions, filter_string=query)))
+
+
+def containing_row(row_id: str, store: Store) -> list[dict[str, Any]]:
+    """Mixtures of the store that hold a conversation, each with the split it is in and the versions trained on it.
+
+    A row that was held out (split test or validation) is found as well: it was not trained on, but it is there.
+    """
+    found = []
+    mlflow = client()
+    for mixture in store.all(TokenisedMixture):
+        folder = store.folder(mixture)
+        splits = [name for name in mixture.splits if _holds(folder / f"{name}.parquet", row_id)]
+        if not splits:
+            continue
+        with answers():
+            query = f"tags.`nightowl.mixture` = '{mixture.address}'"
+            versions = _described(mlflow, list(pages(mlflow.search_model_versions, filter_string=query)))
+        found.append({"mixture": mixture.address, "splits": splits, "made_at": mixture.made_at, "versions": versions})
+    return found
+
+
+def _holds(split: Path, row_id: str) -> bool:
+    """Whether a split has a row; reads that one column, and only row groups whose range can hold it."""
+    rows = pl.scan_parquet(split).filter(pl.col("row_id") == row_id).select("row_id").head(1)
+    return not rows.collect().is_empty()
+
+
+def _described(mlflow: Any, entries: list[Any]) -> list[dict[str, Any]]:
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for model in {entry.name for entry in entries}:
+        for alias, version in mlflow.get_registered_model(model).aliases.items():
+            aliases.setdefault((model, int(version)), []).append(alias)
+    described = [
+        {
+            "model": entry.name,
+            "version": int(entry.version),
+            "aliases": sorted(aliases.get((entry.name, int(entry.version)), [])),
+            "adapter": entry.tags["nightowl.adapter"],
+            "mixture": entry.tags["nightowl.mixture"],
+            "base": entry.tags["nightowl.base"],
+        }
+        for entry in entries
+    ]
+    return sorted(described, key=lambda entry: (entry["model"], -entry["version"]))

@@ -47,7 +47,8 @@ FRESH = """
         except Exception as error:
             told[name] = str(error)
     assert not [name for name in sys.modules if name.partition(".")[0] in ("tasks", "flows")]
-    print(json.dumps(told))
+    print(json.dumps(told), flush=True)
+    os._exit(0)  # what was asked for is told; taking the libraries down again can take minutes on a busy machine
 """
 
 
