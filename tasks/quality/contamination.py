@@ -83,8 +83,10 @@ def contaminated(
         maybe = np.flatnonzero(table[found >> np.uint64(64 - _FILTER_BITS)])
         row = np.searchsorted(starts, maybe, side="right") - 1 + first
         maybe, row = maybe[looked_at[row]], row[looked_at[row]]
-        hits.append(pl.DataFrame({"row": row, "gram": found[maybe]}).unique().join(index, on="gram"))
-    pairs = pl.concat(hits) if hits else pl.DataFrame()
+        at = np.minimum(np.searchsorted(known, found[maybe]), len(known) - 1)
+        hit = known[at] == found[maybe] if len(known) else np.zeros(0, bool)
+        hits.append(pl.DataFrame({"row": row[hit], "gram": found[maybe][hit]}))
+    pairs = pl.concat(hits).unique().join(index, on="gram") if hits else pl.DataFrame()
     if pairs.is_empty():
         return pl.DataFrame(schema={"row": pl.UInt32, "item": pl.UInt32, "covered": pl.Float64, "at": pl.Int64})
     lengths = pl.DataFrame({"item": np.arange(items.rows), "words": items.lengths})
