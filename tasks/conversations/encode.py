@@ -63,7 +63,7 @@ class Encoder:
         """The text of ids, special tokens included; broken UTF-8 becomes U+FFFD."""
         if self._bytes is None:
             return self.backend.decode(list(ids), skip_special_tokens=False)
-        return b"".join(self._bytes[token] for token in ids).decode(errors="replace")
+        return b"".join(map(self._bytes.__getitem__, ids)).decode(errors="replace")
 
     def _gives_back(self, ids: list[int], text: str) -> bool:
         decoded = self.decode(ids)

@@ -198,7 +198,9 @@ class Renderer:
         problems: list[str | None] = []
         for text in texts:
             row = next(encoded) if text.problem is None else None
-            problem = text.problem or (None if row else "its token ids do not decode to its text")
+            problem = text.problem or (
+                None if row else "its token ids do not decode to its text: the tokenizer lacks a character in it"
+            )
             ids.append(row[0] if row else None)
             masks.append(row[1] if row else None)
             problems.append(problem)
@@ -230,15 +232,17 @@ class Renderer:
 
     def _check(self, messages: list[Message], tools: tuple[str, ...], text: str, spans: list[Span]) -> None:
         if not spans:
-            raise Unrenderable("there is no assistant turn to train on")
+            asked = any(message["role"] == "assistant" for message in messages)
+            lost = "every one is rewritten, or its thinking left out, by the template" if asked else "there is none"
+            raise Unrenderable(f"no assistant turn to train on: {lost}")
         if self._bos and text.startswith(self._bos * 2):
             raise Unrenderable(f"the text begins with {self._bos} twice")
         for message in messages:
             for token in self.control_tokens:
                 if token in message["content"] or token in message.get("reasoning_content", ""):
-                    raise Unrenderable(f"a {message['role']} message contains the control token {token}")
+                    raise Unrenderable(f"the control token {token} is in the text of a message ({message['role']})")
             if not _occurs(message["content"].strip(), text):
-                raise Unrenderable(f"the template leaves out a {message['role']} message")
+                raise Unrenderable(f"the template leaves out a message ({message['role']})")
         for name in tools:
             if not _occurs(name, text):
                 raise Unrenderable(f"the template leaves out the tool {name}")

@@ -3,14 +3,17 @@
 A span is what is trained on: it starts where the generation prompt of its turn ends and ends with the
 end-of-turn token. It is derived, not guessed from markers: a turn is trained when the text before it
 equals what inference renders for that turn (the messages before it, with the generation prompt of the
-turn's mode) and the turn itself stands in the full text as it does when it is the last one. A template
-that rewrites earlier turns (Qwen3 drops their thinking) thereby trains only the turns it leaves alone.
+turn's mode) and the turn itself stands in the full text as it does when it is the last one, thinking and
+all. A template that rewrites earlier turns (Qwen3 drops their thinking) thereby trains only the turns it
+leaves alone.
+
+Rendering every prefix is exact for any template and slow. Where finding the generation prompts in the one
+full text gives the same spans on every probe below, that is done instead.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
@@ -20,8 +23,6 @@ from tasks.conversations.canonical import canonical_json
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # A template that prints today's date would give the same row other ids every night.
 _DATE = date(2024, 7, 26)
@@ -53,18 +54,34 @@ class ChatTemplate:
             self._named |= {"strftime_now": _DATE.strftime, "date_string": _DATE.strftime("%d %b %Y")}
         self.stop_tokens = tuple(stop_tokens)
         self.arguments_as_text = False
-        self.exact_blocks = False
+        # What a generation prompt adds to a text, direct and thinking; None where that does not find the spans.
+        self.prompts: tuple[str, str] | None = None
 
     def render(self, messages: Sequence[Message], tools: Tools, *, thinking: bool, prompt: bool = False) -> str:
         """The text of messages; with `prompt`, followed by the generation prompt of the mode.
 
         Raises Unrenderable.
         """
-        return self._render(messages, tools, thinking, prompt, False)[0]
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, _ = render_jinja_template(
+                [messages],
+                tools=tools,
+                chat_template=self.tool_source if tools else self.source,
+                add_generation_prompt=prompt,
+                enable_thinking=thinking,
+                **self._named,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise Unrenderable(f"the chat template fails: {error}") from error
+        return texts[0]
 
     def trained(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """The text of a whole conversation and the spans to train on. Raises Unrenderable."""
-        return self.by_blocks(messages, tools) if self.exact_blocks else self.by_prefixes(messages, tools)
+        found = self._by_prompts(messages, tools, self.prompts) if self.prompts else None
+        return found or self.by_prefixes(messages, tools)
 
     def by_prefixes(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """Spans by rendering what inference sees before each turn; exact for any template."""
@@ -80,34 +97,48 @@ class ChatTemplate:
             last = turn == len(messages) - 1
             upto = text if last else self.render(messages[: turn + 1], tools, thinking=thinking)
             end = self._end_of_turn(upto, len(before))
-            if text.startswith(upto[:end]):
+            if text.startswith(upto[:end]) and message.get("reasoning_content", "").strip() in text[len(before) : end]:
                 spans.append(Span(turn, len(before), end))
         return text, spans
 
-    def by_blocks(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
-        """Spans of the template's `{% generation %}` blocks; one rendering, where they are proven exact."""
-        thinking = any(map(is_thinking, messages))
-        text, blocks = self._render(messages, tools, thinking, False, True)
-        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-        if len(turns) != len(blocks):
-            raise Unrenderable(f"{len(turns)} assistant turns, but {len(blocks)} generation blocks")
-        return text, [
-            Span(turn, start, self._end_of_turn(text[:end], start))
-            for turn, (start, end) in zip(turns, blocks, strict=True)
-        ]
-
     def prove(self) -> None:
-        """Find out, on the probes, how this template wants arguments and whether its blocks are exact."""
-        for conversation, tools in probes():
-            if not any(message.get("tool_calls") for message in conversation):
+        """Find out, on the probes, how this template wants arguments and whether prompts in the text find the spans."""
+        self.arguments_as_text = not self._holds_arguments()
+        if self.arguments_as_text and not self._holds_arguments():
+            self.arguments_as_text = False
+        user = next(probes())[0][:1]
+        try:
+            asked = self.render(user, None, thinking=False)
+            prompted = [self.render(user, None, thinking=mode, prompt=True) for mode in (False, True)]
+        except Unrenderable:
+            return
+        direct, thinking = (text.removeprefix(asked) for text in prompted)
+        begins = all(text.startswith(asked) and text != asked for text in prompted) and direct.startswith(thinking)
+        if begins and all(self._agree(self.arguments(c), tools, (direct, thinking)) for c, tools in probes()):
+            self.prompts = direct, thinking
+
+    def _by_prompts(
+        self, messages: Sequence[Message], tools: Tools, prompts: tuple[str, str]
+    ) -> tuple[str, list[Span]] | None:
+        """Spans by the generation prompts in the full text; None where there are not as many as assistant turns."""
+        text = self.render(messages, tools, thinking=any(map(is_thinking, messages)))
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        if text.count(prompts[True]) != len(turns):
+            return None
+        spans, at = [], 0
+        for turn in turns:
+            at = text.index(prompts[True], at)
+            prompt = prompts[is_thinking(messages[turn])]
+            start = at + len(prompt)
+            at += len(prompts[True])
+            if not text.startswith(prompt, start - len(prompt)):
                 continue
-            # Some templates concatenate arguments, others index into them.
-            self.arguments_as_text = not self._holds_arguments(conversation, tools)
-            if self.arguments_as_text and not self._holds_arguments(self.arguments(conversation), tools):
-                self.arguments_as_text = False
-            break
-        if _GENERATION.search(self.source) and self.tool_source == self.source:
-            self.exact_blocks = all(self._blocks_agree(self.arguments(c), tools) for c, tools in probes())
+            end = min((i + len(token) for token in self.stop_tokens if (i := text.find(token, start)) >= 0), default=-1)
+            if end < 0:
+                return None
+            if messages[turn].get("reasoning_content", "").strip() in text[start:end]:
+                spans.append(Span(turn, start, end))
+        return text, spans
 
     def arguments(self, messages: Sequence[Message]) -> list[Message]:
         """Messages with call arguments in the form the template wants: objects, or JSON text."""
@@ -124,21 +155,20 @@ class ChatTemplate:
             out.append(message)
         return out
 
-    def _holds_arguments(self, messages: Sequence[Message], tools: Tools) -> bool:
+    def _holds_arguments(self) -> bool:
+        """Whether a call's arguments are in the text: some templates index into them, others concatenate them."""
+        messages, tools = next(probes())
         try:
-            return "Oslo" in self.render(messages, tools, thinking=False)
+            return "Oslo" in self.render(self.arguments(messages), tools, thinking=False)
         except Unrenderable:
             return False
 
-    def _blocks_agree(self, messages: Sequence[Message], tools: Tools) -> bool:
+    def _agree(self, messages: Sequence[Message], tools: Tools, prompts: tuple[str, str]) -> bool:
         try:
             exact = self.by_prefixes(messages, tools)
         except Unrenderable:
-            return True  # nothing to disagree about: neither way renders it
-        try:
-            return exact == self.by_blocks(messages, tools)
-        except Unrenderable:
-            return False
+            return True  # nothing to disagree about: rows of this shape are not rendered either way
+        return self._by_prompts(messages, tools, prompts) in (exact, None)
 
     def _end_of_turn(self, text: str, start: int) -> int:
         """Where the turn's end-of-turn token ends; only white space may follow it."""
@@ -146,26 +176,6 @@ class ChatTemplate:
         if end < 0 or text[end:].strip():
             raise Unrenderable(f"an assistant turn does not end with a token that the model stops on: {text[-80:]!r}")
         return end
-
-    def _render(
-        self, messages: Sequence[Message], tools: Tools, thinking: bool, prompt: bool, blocks: bool
-    ) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            texts, indices = render_jinja_template(
-                [messages],
-                tools=tools,
-                chat_template=self.tool_source if tools else self.source,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=blocks,
-                enable_thinking=thinking,
-                **self._named,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise Unrenderable(f"the chat template fails: {error}") from error
-        return texts[0], indices[0] if blocks else []
 
 
 def is_thinking(message: Message) -> bool:
@@ -251,6 +261,22 @@ def probes() -> Iterator[tuple[list[Message], Tools]]:
             True,
         ),
         ([user, turn("No need.")], True),
+        ([user, turn("", "Ask.", ["Oslo"]), result, turn("", "", ["Rome"]), result, turn("Clear.")], True),
+        ([user, turn("", "", ["Oslo"]), result, turn("", "Ask.", ["Rome"]), result, turn("Clear.", "Well.")], True),
+        (
+            [
+                system,
+                user,
+                turn("", "", ["Oslo"]),
+                result,
+                turn("Clear."),
+                user,
+                turn("", "", ["Rome"]),
+                result,
+                turn("Ok."),
+            ],
+            True,
+        ),
     ]
     for messages, with_tools in shapes:
         yield template_messages(messages), [tool] if with_tools else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.conversations import Renderer
+from tasks.conversations.template import template_messages, template_tools
 from tasks.errors import BadInput
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,29 +67,46 @@ def test_qwen3_renders_as_the_golden_file_shows(qwen3: Renderer, shapes: dict[st
     compare_with_golden(qwen3, shapes[shape], f"qwen3_{shape}")
 
 
-def test_demo_template_trains_every_turn_and_its_blocks_are_proven(
+def test_demo_template_trains_every_turn_as_its_generation_blocks_say(
     demo_renderer: Renderer, shapes: dict[str, pl.DataFrame]
 ) -> None:
-    assert demo_renderer.template.exact_blocks
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     for rows in shapes.values():
-        turns = sum(m["role"] == "assistant" for m in rows["messages"][0].to_list())
-        assert demo_renderer.render(rows)["trained_turns"].item() == turns
+        given, (tools, _) = template_messages(rows["messages"][0].to_list()), template_tools(rows["tools"][0])
+        text, spans = demo_renderer.template.trained(given, tools)
+        texts, blocks = render_jinja_template(
+            [given], tools=tools, chat_template=demo_renderer.template.source, return_assistant_tokens_mask=True
+        )
+        assert texts == [text]
+        assert blocks == [[(span.start, span.end) for span in spans]]
+        assert [span.turn for span in spans] == [n for n, m in enumerate(given) if m["role"] == "assistant"]
 
 
-def test_blocks_that_are_not_what_inference_writes_are_not_used(
-    demo_base: Path, shapes: dict[str, pl.DataFrame]
+@pytest.mark.parametrize("family", ["demo_renderer", "qwen3"])
+def test_prompts_found_in_the_text_give_the_spans_that_prefixes_give(
+    family: str, shapes: dict[str, pl.DataFrame], request: pytest.FixtureRequest
 ) -> None:
-    # The generation prompt ends after "assistant", but the block begins one line later and leaves out the end token.
-    wrong = (
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}"
-        "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    template = request.getfixturevalue(family).template
+    assert template.prompts is not None
+    for rows in shapes.values():
+        given, (tools, _) = template_messages(rows["messages"][0].to_list()), template_tools(rows["tools"][0])
+        assert template.trained(given, tools) == template.by_prefixes(given, tools)
+
+
+def test_a_template_that_rewrites_what_came_before_is_rendered_by_prefixes(
+    demo_base: Path, frame: Callable[..., pl.DataFrame], message: Callable[..., dict[str, Any]]
+) -> None:
+    # The first line counts the messages, so no text is a prefix of a longer conversation's.
+    counting = (
+        "{{ messages | length }}\n"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    renderer = Renderer.open(demo_base, wrong)
-    assert not renderer.template.exact_blocks
-    row = renderer.render(shapes["multi_turn"]).row(0, named=True)
-    assert trained_texts(renderer, row) == ["Hi. What can I do?<|im_end|>", "Blue<|im_end|>"]
+    renderer = Renderer.open(demo_base, counting)
+    assert renderer.template.prompts is None
+    row = renderer.render(frame([([message("user", "Hi"), message("assistant", "Hello")], None)])).row(0, named=True)
+    assert "no assistant turn to train on" in row["problem"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -166,7 +185,7 @@ def test_a_template_that_drops_tools_in_silence_is_found_out(demo_base: Path, sh
     )
     rendered = Renderer.open(demo_base, deaf).render(pl.concat([shapes["tools"], shapes["thinking"]]))
     assert "leaves out the tool get_weather" in rendered["problem"][0]
-    assert "leaves out part of an assistant turn" in rendered["problem"][1]
+    assert "its thinking left out" in rendered["problem"][1]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +231,10 @@ def test_the_tokenizer_is_the_one_that_auto_tokenizer_gives(demo_base: Path, dem
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == demo_renderer.encoder.encode([text])[0]
 
 
-# The demo's tokenizer has no token for some of the bytes that only characters beyond these need.
-WORDS = st.text(st.characters(exclude_categories=("Cs",), max_codepoint=0xFFFF) | st.sampled_from("😀🚀𝒳"), max_size=40)
+# The demo's tokenizer has no tokens for some control characters, nor for bytes that only rare scripts need.
+WORDS = st.text(
+    st.characters(exclude_categories=("Cs", "Cc"), max_codepoint=0xFFFF) | st.sampled_from("\n\t😀🚀𝒳"), max_size=40
+).filter(lambda text: not re.search(r"<[|/\w]+>", text))
 ANSWERS = WORDS.map(str.strip).filter(bool)
 ARGUMENTS = st.dictionaries(
     WORDS,
