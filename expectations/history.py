@@ -110,10 +110,10 @@ def _check(tables: Sequence[Table], history: Path, night: str, pages: Path) -> l
             raise CheckFailed(f"{name}: {expected} expectations were asked, {len(result.results)} were checked")
         outcomes += [_outcome(name, found) for found in result.results]
         keys.append(key)
-    context.build_data_docs(site_names=[SITE], resource_identifiers=keys)
-    _copy_pages(history, keys, pages)
     for table in tables:
         _prune(history, table.suite.name)
+    context.build_data_docs(site_names=[SITE], resource_identifiers=keys)
+    _copy_pages(history, keys, pages)
     return outcomes
 
 

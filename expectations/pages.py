@@ -8,6 +8,8 @@ Expectations loads this module by name (see history.py), so it alone imports GX 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from great_expectations.render.view import DefaultJinjaIndexPageView, DefaultJinjaPageView  # noqa: TID253
@@ -17,6 +19,7 @@ _FETCHES = re.compile(
     r"<script\b[^>]*>.*?</script>|<link\b[^>]*href=\"https?://[^>]*>|<img\b[^>]*src=\"https?://[^>]*>|<footer\b.*?</footer>",
     re.S | re.I,
 )
+_EMPTY_TABLE = re.compile(r"<div[^>]*-toolbar\"[^>]*>.*?</div>\s*<table\b[^>]*>\s*</table>", re.S)
 _URL = re.compile(r"url\(['\"]?https?://[^)]*\)", re.I)
 
 STYLE = """
@@ -26,7 +29,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 0; padding: 0 1.5rem 3rem; 
 nav.navbar { position: static; height: auto !important; padding: .8rem 0; margin-bottom: 1rem; }
 nav.navbar { border-bottom: 1px solid var(--line); }
 nav ol, nav ul { list-style: none; margin: 0; padding: 0; }
-nav.navbar li { display: inline; } nav.navbar li + li::before { content: " / "; opacity: .5; }
+nav.navbar li { display: inline; } nav.navbar ol li + li::before { content: " / "; opacity: .5; }
+.nav-item + .nav-item::before { content: "" !important; }
 a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 .container-fluid > .row, .container > .row { display: flex; gap: 1.5rem; align-items: flex-start; }
 .container { padding-top: 0; }
@@ -41,6 +45,8 @@ table { border-collapse: collapse; width: 100%; margin: .3rem 0 .8rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top; }
 td { overflow-wrap: break-word; } td:last-child { overflow-wrap: anywhere; }
 th { font-weight: 600; }
+.table-responsive td:first-child, .table-responsive th:first-child { width: 3.5rem; }
+td:nth-child(2) { min-width: 22rem; } #navigation { position: static; }
 .collapse { display: block; } .badge { font-weight: 600; }
 .text-success { color: #15803d; } .text-danger { color: #dc2626; } .text-warning { color: #b45309; }
 .fas::before { font-style: normal; font-weight: 700; }
@@ -70,7 +76,28 @@ class OfflinePage(DefaultJinjaPageView):
 
 
 class OfflineIndex(DefaultJinjaIndexPageView):
-    """The list of nights."""
+    """The list of nights, newest first: a plain table, where GX's page has a script fill one in."""
 
     def render(self, document: Any, template: Any = None, **kwargs: Any) -> str:
-        return offline(super().render(document, template, **kwargs))
+        page = super().render(document, template, **kwargs)
+        nights = sorted(_nights(document.to_json_dict()), key=lambda night: night["_run_time_sort"], reverse=True)
+        return offline(_EMPTY_TABLE.sub(lambda _: _table(nights), page, count=1))
+
+
+def _nights(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        yield from part.get("table_data", [])
+    for below in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _nights(below)
+
+
+def _table(nights: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for night in nights:
+        success = night["_validation_success_text"] == "Success"
+        icon = f'<i class="fas {"fa-check-circle text-success" if success else "fa-times text-danger"}"></i>'
+        link = f'<a href="{escape(night["_table_row_link_path"])}">{escape(str(night["asset_name"]))}</a>'
+        cells = (icon, escape(str(night["run_time"])), escape(str(night["run_name"])), link)
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+    head = "<th></th><th>Time</th><th>Night</th><th>Table</th>"
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,11 +15,11 @@ from hypothesis import strategies as st
 from tasks.conversations import CONVERSATION, Conversations, Renderer, canonical_tools
 from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.fetch import fetch
-from tasks.quality import RULES, applied, flags
-from tasks.recipe import Recipe, Source, parse
+from tasks.quality import RULES, applied, first_reasons, flags, reasons
+from tasks.recipe import Base, Quality, Recipe, Source, parse
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
-from tasks.validate import _judge, _sort_out, check, markdown, validate
+from tasks.validate import _decide, _judge, _Pile, _sort_out, _SortedOut, check, markdown, validate
 
 TEMPLATE = (Path(__file__).resolve().parents[2] / "deployments" / "recipes" / "chatml-hybrid.jinja").read_text()
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -101,8 +103,7 @@ def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
     assert (gated.rows_in, gated.rows_out) == (40, 37)
     assert gated.set_aside == {"empty_answer": 1, "replacement_character": 1, "special_token": 1}
     quarantine = pl.read_parquet(folder / "quarantine.parquet")
-    reasons = dict(zip(quarantine["source_row"], quarantine["reasons"].to_list(), strict=True))
-    assert reasons == {
+    assert dict(quarantine.select("source_row", "reasons").iter_rows()) == {
         3: ["empty_answer", "render_problem"],
         7: ["replacement_character", "placeholder"],
         9: ["special_token", "render_problem"],
@@ -120,8 +121,6 @@ def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
 
 
 def test_pages_tell_the_rules_and_fetch_nothing(tmp_path: Path, base: BaseSnapshot, store: Store) -> None:
-    import re
-
     rows = chats(30, " (pages)")
     rows[2]["messages"][1]["content"] = "Dear {{customer}}, <b>hello</b> & $v__0 welcome."
     gated = gate(source_of(tmp_path, rows), base, store)
@@ -190,21 +189,26 @@ def test_the_recipe_decides_how_much_may_be_set_aside_and_what_is_ignored(
         gate(source, base, store, ignore=["placeholders"])
 
 
-def test_a_rule_with_a_share_of_its_own_stops_the_night_whatever_the_recipe_allows(
-    tmp_path: Path, base: BaseSnapshot, store: Store
-) -> None:
-    kept = [rule for rule in RULES if rule.mostly is not None]
-    assert all(rule.severity == "critical" for rule in kept)
-    rows = [{**row, "tools": [{"type": "function", "function": {"name": "f"}}]} for row in chats(20, " (mostly)")]
-    source = source_of(tmp_path, rows, kind="tool")
-    snapshot = fetch(source, store)
-    folder = store.folder(snapshot)
-    renderer = Renderer.open(store.folder(base), TEMPLATE)
-    pile = _judge(source, snapshot, folder, renderer, 2000, tmp_path / "parts")
-    assert pile.found["tools_malformed"].sum() == 0
-    from tasks.quality import required_share
+def test_a_rule_with_a_share_of_its_own_stops_the_night_whatever_the_recipe_allows(tmp_path: Path) -> None:
+    def findings(broken: int) -> dict[str, bool]:
+        n = 100
+        found = pl.DataFrame({"row_id": [f"{i:032x}" for i in range(n)]}).with_columns(
+            (pl.int_range(n) < (broken if rule.name == "tools_malformed" else 0)).alias(rule.name) for rule in RULES
+        )
+        rows = pl.Series(range(n), dtype=pl.Int64)
+        pile = _Pile(format="openai", rows_in=n, found=found, turns=rows, source_rows=rows)
+        lists = reasons(found, RULES)
+        out = _SortedOut(
+            reasons=lists,
+            counts={rule.name: int(found[rule.name].sum()) for rule in RULES},
+            examples={},
+            set_aside=first_reasons(lists),
+        )
+        decided = _decide("try", "tool", pile, out, RULES, Quality(max_set_aside=0.9), tmp_path / str(broken))
+        return {finding.rule: finding.stops for finding in decided}
 
-    assert [required_share(rule, 0.9) for rule in kept] == [rule.mostly for rule in kept]
+    assert findings(5) == {"tools_malformed": False, "set_aside": False}
+    assert findings(6) == {"tools_malformed": True, "set_aside": False}
 
 
 def test_an_empty_source_stops_the_night(base: BaseSnapshot, store: Store) -> None:
@@ -294,15 +298,20 @@ def test_rows_in_are_rows_out_and_rows_set_aside(
     assert pile.rows_in == len(rows) == kept.height + aside.height == out.rows_out + sum(out.set_aside.values())
     assert sorted([*kept["source_row"], *aside["source_row"]]) == list(range(len(rows)))
     assert pl.read_parquet(folder / "tokens.parquet")["row_id"].equals(kept["row_id"])
-    assert Counter(reasons[0] for reasons in aside["reasons"].to_list()) == Counter(out.set_aside)
+    assert Counter(why[0] for why in aside["reasons"].to_list()) == Counter(out.set_aside)
     again = renderer.render(kept)
     assert again["problem"].null_count() == kept.height
 
 
-def test_a_file_is_checked_without_a_recipe(tmp_path: Path, demo_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = recipe([{"name": "x", "uri": "file://x", "kind": "chat", "share": 1}]).base.model_copy(
-        update={"uri": f"file://{demo_base}"}
-    )
+def test_a_file_is_checked_without_a_recipe(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    model = tmp_path / "model"
+    model.mkdir()
+    write_tokenizer(model)
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"weight": np.zeros(1)}, model / "model.safetensors")
+    base = Base(uri=f"file://{model}", chat_template=TEMPLATE, max_length=2000)
     rows = chats(20)
     for row in rows[:5]:
         row["messages"].pop()
