@@ -106,7 +106,7 @@ def _console() -> Any:
     return Console(highlight=False)
 
 
-def _load(recipe: str, changes: list[str] | None) -> tuple[Recipe, list[Setting]]:
+def _load(recipe: str, changes: list[str] | None = None) -> tuple[Recipe, list[Setting]]:
     from tasks.recipe import load
 
     return load(recipe, changes or ())
@@ -187,7 +187,7 @@ def check(
         from tasks.recipe import Base
         from tasks.validate import check as check_data
 
-        base_model = _load(model, ())[0].base if is_recipe(model) else Base(uri=model)
+        base_model = _load(model)[0].base if is_recipe(model) else Base(uri=model)
         gated = [check_data(data, kind=kind.value, base=base_model, store=store, format=format)]
 
     def say() -> None:
@@ -281,7 +281,7 @@ WhyOption = Annotated[str, typer.Option(help="Why; kept in the record of moves."
 @_answers
 def promote(recipe: RecipeArgument, version: VersionArgument, why: WhyOption, as_json: JsonOption = False) -> Any:
     """Make a version champion by hand, whatever the gate said; recorded with who and why."""
-    loaded, _ = _load(recipe, ())
+    loaded, _ = _load(recipe)
     _prepare()
     from tasks.errors import BadInput
     from tasks.register import promote as move_champion
@@ -305,7 +305,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> Any:
     """Make an earlier champion the champion again; recorded with who and why."""
-    loaded, _ = _load(recipe, ())
+    loaded, _ = _load(recipe)
     _prepare()
     from tasks.register import rollback as move_back
 

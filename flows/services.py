@@ -157,7 +157,18 @@ def for_one_night() -> Iterator[str]:
         yield up["prefect"]
     else:
         with _only_night_here(), prefect_server(free_port(0), for_people=False) as url:
-            yield url
+            try:
+                yield url
+            finally:
+                _send_last_logs()
+
+
+def _send_last_logs() -> None:
+    """Wait for the log lines that are still on their way to the server, at most a few seconds."""
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.logging.handlers import APILogHandler
+
+        APILogHandler().flush()
 
 
 @contextmanager

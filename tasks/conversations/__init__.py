@@ -2,7 +2,7 @@
 
 from tasks.conversations.answer import Answer, ToolCall
 from tasks.conversations.canonical import canonical_json, canonical_tools
-from tasks.conversations.convert import convert, detect, formats
+from tasks.conversations.conversion import convert, detect, formats
 from tasks.conversations.identity import prompt_key, row_ids
 from tasks.conversations.render import Renderer
 from tasks.conversations.schema import CONVERSATION, MESSAGES, Conversations, Finding
