@@ -43,10 +43,9 @@ a { color: var(--link); text-decoration: none; } a:hover { text-decoration: unde
 h1, h2, h3, h4, h5, h6 { margin: .6rem 0 .3rem; line-height: 1.2; }
 table { border-collapse: collapse; width: 100%; margin: .3rem 0 .8rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top; }
-td { overflow-wrap: break-word; } td:last-child { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; } th { white-space: nowrap; }
 th { font-weight: 600; }
-.table-responsive td:first-child, .table-responsive th:first-child { width: 3.5rem; }
-td:nth-child(2) { min-width: 22rem; } #navigation { position: static; }
+td:nth-child(2):not(:last-child) { min-width: 14rem; } #navigation { position: static; }
 .collapse { display: block; } .badge { font-weight: 600; }
 .text-success { color: #15803d; } .text-danger { color: #dc2626; } .text-warning { color: #b45309; }
 .fas::before { font-style: normal; font-weight: 700; }
