@@ -45,7 +45,7 @@ def evaluate(
     whose base is not in the store, WorldFailed when the evaluation's process fails.
     """
     test = store.folder(mixture) / "test.parquet"
-    items = {suite.name: suite_items(test, suite) for suite in recipe.evaluation.suites}
+    items: dict[str, pl.DataFrame] = {suite.name: suite_items(test, suite) for suite in recipe.evaluation.suites}
     by_address = {adapter.address: adapter for adapter in adapters}
     wanted: list[str | None] = [None, *by_address]
     models: list[Model] = [
@@ -97,7 +97,7 @@ def _four_bit(recipe: Recipe) -> bool:
 
 
 def _other_bases(base: BaseSnapshot, adapters: Sequence[Adapter], store: Store) -> dict[str, BaseSnapshot]:
-    others = {}
+    others: dict[str, BaseSnapshot] = {}
     for adapter in adapters:
         if adapter.base in (base.address, *others):
             continue
@@ -188,7 +188,7 @@ def _run(
 def _fields(work: Path, inputs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     scored = pl.read_parquet(work / "items.parquet")
     seconds = sum(
-        pl.read_parquet(file, columns=["seconds"])["seconds"].max() or 0.0  # type: ignore[operator,misc]
+        pl.read_parquet(file, columns=["seconds"])["seconds"].max() or 0.0  # type: ignore[misc]
         for file in (work / "answers").glob("*.parquet")
     )
     shutil.rmtree(work / "answers")

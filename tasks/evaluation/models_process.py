@@ -23,6 +23,7 @@ from tasks.evaluation import harness
 from tasks.evaluation.generation import Network, Written
 from tasks.evaluation.job import Job, Line, ModelJob, SuiteJob
 from tasks.evaluation.suites import SUITES, shown
+from tasks.recipe import Suite
 
 ANSWERS = "answers"
 ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -70,8 +71,8 @@ def evaluate(job: Job, report: Callable[[Line], None]) -> None:
             report(Line(what=what, done=before, total=total))
     del network
     for model in job.models:
-        answers = {e.suite.name: pl.read_parquet(model.work / ANSWERS / f"{e.suite.name}.parquet") for e in job.suites}
-        suites = {entry.suite.name: entry.suite for entry in job.suites}
+        suites: dict[str, Suite] = {entry.suite.name: entry.suite for entry in job.suites}
+        answers = {name: pl.read_parquet(model.work / ANSWERS / f"{name}.parquet") for name in suites}
         scored = harness.score(model.name, suites, answers, renderers[model.name], model.work / "evalscope")
         scored.write_parquet(model.work / "items.parquet")
 

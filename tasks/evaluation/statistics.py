@@ -64,7 +64,7 @@ def _binary(d: Floats, confidence: float, groups: NDArray[np.intp]) -> Differenc
     elif independent:
         p = float(binomtest(wins, wins + losses).pvalue)
     else:
-        p = _sign_flip_p(np.bincount(groups, weights=d))
+        p = _sign_flip_p(np.bincount(groups, weights=d).astype(np.float64))
     # One discordant item more than was seen: no noise seen is not no noise.
     discordant = (wins + losses + effect) / (len(d) + effect)
     return Difference(float(d.mean()), low, high, p, _detectable_share(discordant, n, confidence))
@@ -73,7 +73,7 @@ def _binary(d: Floats, confidence: float, groups: NDArray[np.intp]) -> Differenc
 def _continuous(d: Floats, confidence: float, groups: NDArray[np.intp]) -> Difference:
     from scipy.stats import norm, t
 
-    sums = np.bincount(groups, weights=d)
+    sums = np.bincount(groups, weights=d).astype(np.float64)
     count = len(sums)
     mean = float(d.mean())
     error = _standard_error(d, groups)
