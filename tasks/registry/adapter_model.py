@@ -16,12 +16,16 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 # MLflow runs this file as a script to get the model out of it; nothing of Nightowl imports it.
 from mlflow.models import set_model  # noqa: TID253
 from mlflow.pyfunc import PythonModel, PythonModelContext  # noqa: TID253
+
+# Messages and tool schemas are open JSON: that MLflow can't check their types is as it should be.
+warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>", re.DOTALL)

@@ -80,7 +80,7 @@ def test_it_answers_the_same_in_a_fresh_process_on_another_home(
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
