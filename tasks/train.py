@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import WorldFailed
+from tasks.errors import BadInput, WorldFailed
 from tasks.mixture import TokenisedMixture
-from tasks.recipe import Recipe
+from tasks.recipe import Recipe, Training
 from tasks.sources import BaseSnapshot
 from tasks.store import Manifest, Store, code_digest, file_digest
-from tasks.training import BACKENDS, Adapter, Progress, TrainingSpec, run, weights_digest
+from tasks.training import BACKENDS, Adapter, Progress, TrainingSpec, run, steps, weights_digest
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
 
@@ -49,6 +49,8 @@ def train(
     WorldFailed when the training process fails (with the end of its log), Preempted on SIGTERM.
     """
 
+    _require_full_rate(recipe.training, mixture.splits["train"].rows)
+
     def build(work: Path) -> Mapping[str, Any]:
         rows, model = store.folder(mixture), store.folder(base)
         splits = [name for name in ("train", "validation") if mixture.splits[name].rows]
@@ -77,6 +79,18 @@ def train(
 
     adapter, _ = store.make(Adapter, adapter_inputs(recipe, mixture, base), build, resumable=True)
     return adapter
+
+
+def _require_full_rate(training: Training, rows: int) -> None:
+    """Raise BadInput when the warm-up takes the whole run: the recipe's rate would never be reached."""
+    total = steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
+    if rows and training.warmup_steps >= total:
+        raise BadInput(
+            "training.warmup_steps",
+            training.warmup_steps,
+            f"leaves none of the run's {total} steps at the full rate",
+            "Lower it, or train longer.",
+        )
 
 
 def _require_unchanged(manifest: Manifest, folder: Path, names: list[str]) -> None:

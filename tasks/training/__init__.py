@@ -2,6 +2,7 @@
 
 from tasks.training.adapter_folder import require_base, weights_digest
 from tasks.training.process import run
+from tasks.training.rows import steps
 from tasks.training.schema import Adapter, Progress
 from tasks.training.spec import TrainingResult, TrainingSpec
 
@@ -15,5 +16,6 @@ __all__ = [
     "TrainingSpec",
     "require_base",
     "run",
+    "steps",
     "weights_digest",
 ]

@@ -54,13 +54,6 @@ def train(attempt: Attempt) -> TrainingResult:
         seed=recipe.seed,
     )
     steps = math.ceil(len(order) / recipe.batch_size)
-    if recipe.warmup_steps >= steps and recipe.warmup_steps:
-        raise BadInput(
-            "training.warmup_steps",
-            recipe.warmup_steps,
-            f"leaves none of the run's {steps} steps at the full rate",
-            "Lower it, or train longer.",
-        )
     checkpoint = checkpoints.newest(work / CHECKPOINTS)
     resumed = checkpoints.step_of(checkpoint) if checkpoint else 0
     earlier = attempt.reported(until=resumed)
@@ -290,7 +283,7 @@ def _padding(tokenizer: Any) -> int:
 def _longest_batch_fits(trainer: Any, training: rows.Rows, order: np.ndarray, batch_size: int, micro: int) -> bool:
     """Forward and backward on the largest batch of the run, keeping nothing; False when memory ran out.
 
-    So a run that cannot end shows it in its first minute. Raises NotFinite when this loss is not finite.
+    So a run that cannot end shows it in its first minute. Raises WorldFailed when this loss is not finite.
     """
     import torch
 
@@ -305,7 +298,7 @@ def _longest_batch_fits(trainer: Any, training: rows.Rows, order: np.ndarray, ba
     try:
         loss = trainer.training_step(trainer.model, inputs, torch.tensor(learned, device=trainer.args.device))
         if not math.isfinite(float(loss)):
-            raise NotFinite(
+            raise WorldFailed(
                 "training",
                 f"the loss is {float(loss):g} on the longest batch, before any step",
                 "The base weights or a row are damaged; fetch the base again and look at the data.",

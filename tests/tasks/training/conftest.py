@@ -17,13 +17,13 @@ START, END = 1, 2
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], None]:
-    """Writes a random two-layer Llama; `hidden` units wide. Its pad token is its end-of-turn token."""
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Writes a random two-layer Llama. Its pad token is its end-of-turn token."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    def write(folder: Path, hidden: int = 64) -> None:
+    def write(folder: Path) -> None:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
         inner = Tokenizer(models.BPE({t: i for i, t in enumerate(specials + alphabet)}, []))
@@ -36,13 +36,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int],
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
+            hidden_size=64,
+            intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=256,
             tie_word_embeddings=True,
+            initializer_range=0.3,  # large enough for the head to tell tokens apart
             bos_token_id=START,
             eos_token_id=END,
             pad_token_id=END,
@@ -60,19 +61,25 @@ def store(nightowl_home: Path) -> Store:
 
 
 @pytest.fixture
-def base(store: Store, tiny_base: Callable[..., None]) -> BaseSnapshot:
-    return make_base(store, tiny_base)
+def make_base(store: Store) -> Callable[[Callable[[Path], None], str], BaseSnapshot]:
+    """Puts a base in the store; `write` gets the folder to fill."""
+
+    def make(write: Callable[[Path], None], name: str) -> BaseSnapshot:
+        def build(folder: Path) -> dict[str, object]:
+            write(folder)
+            size = sum(p.stat().st_size for p in folder.iterdir())
+            return {"uri": f"file://{name}", "revision": "0", "requested": None, "size": size, "licence": None}
+
+        return store.make(BaseSnapshot, {"name": name}, build)[0]
+
+    return make
 
 
-def make_base(store: Store, write: Callable[[Path], None], name: str = "tiny") -> BaseSnapshot:
-    """A base in the store; `write` gets the folder to fill."""
-
-    def build(folder: Path) -> dict[str, object]:
-        write(folder)
-        size = sum(p.stat().st_size for p in folder.iterdir())
-        return {"uri": f"file://{name}", "revision": "0", "requested": None, "size": size, "licence": None}
-
-    return store.make(BaseSnapshot, {"name": name}, build)[0]
+@pytest.fixture
+def base(
+    make_base: Callable[[Callable[[Path], None], str], BaseSnapshot], tiny_base: Callable[[Path], None]
+) -> BaseSnapshot:
+    return make_base(tiny_base, "tiny")
 
 
 def conversation(question: str, answer: str) -> tuple[list[int], list[bool]]:
