@@ -15,10 +15,10 @@ import yaml
 from tasks.recipe import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {
-    "torch", "transformers", "great_expectations", "mlflow", "evalscope", "unsloth", "trl", "peft", "datasets", "matplotlib",
-    "scipy", "polars", "prefect", "pyarrow", "pandas", "huggingface_hub", "modelscope",
-}  # fmt: skip
+HEAVY = set(
+    "torch transformers great_expectations mlflow evalscope unsloth trl peft datasets matplotlib scipy polars prefect "
+    "pyarrow pandas huggingface_hub modelscope".split()
+)
 
 
 def nightowl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,11 @@ def test_make_help_lists_every_target() -> None:
     [
         (["run", "nowhere.yaml"], 2, r"recipe: 'nowhere\.yaml' is neither a file nor a preset\. Presets: .*demo"),
         (["run", "demo", "--set", "training.rnak=8"], 2, r"training\.rnak.*Did you mean 'rank'"),
-        (["run", "demo", "--set", "sources.chat.share=1.5"], 2, r"sources\.chat\.share: 1\.5 .*less than or equal to 1"),
+        (
+            ["run", "demo", "--set", "sources.chat.share=1.5"],
+            2,
+            r"sources\.chat\.share: 1\.5 .*less than or equal to 1",
+        ),
         (["mix", "demo", "--set", "sources.chat.uri=ftp://x"], 2, r"sources\.chat\.uri: 'ftp://x'"),
         (["check", "missing.jsonl"], 2, r"missing\.jsonl"),
         (["champion", "demo"], 1, r"nightowl-demo has no champion yet"),
