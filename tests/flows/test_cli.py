@@ -16,8 +16,25 @@ from tasks.recipe import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = set(
-    "torch transformers great_expectations mlflow evalscope unsloth trl peft datasets matplotlib scipy polars prefect "
-    "pyarrow pandas huggingface_hub modelscope".split()
+    [
+        "torch",
+        "transformers",
+        "great_expectations",
+        "mlflow",
+        "evalscope",
+        "unsloth",
+        "trl",
+        "peft",
+        "datasets",
+        "matplotlib",
+        "scipy",
+        "polars",
+        "prefect",
+        "pyarrow",
+        "pandas",
+        "huggingface_hub",
+        "modelscope",
+    ]
 )
 
 
