@@ -15,27 +15,8 @@ import yaml
 from tasks.recipe import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = set(
-    [
-        "torch",
-        "transformers",
-        "great_expectations",
-        "mlflow",
-        "evalscope",
-        "unsloth",
-        "trl",
-        "peft",
-        "datasets",
-        "matplotlib",
-        "scipy",
-        "polars",
-        "prefect",
-        "pyarrow",
-        "pandas",
-        "huggingface_hub",
-        "modelscope",
-    ]
-)
+HEAVY_TEXT = "torch transformers great_expectations mlflow evalscope unsloth trl peft datasets matplotlib scipy"
+HEAVY = {*HEAVY_TEXT.split(), "polars", "prefect", "pyarrow", "pandas", "huggingface_hub", "modelscope"}
 
 
 def nightowl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
