@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,16 +24,26 @@ pytestmark = pytest.mark.timeout(1800)
 
 @dataclass
 class House:
-    """A home with one demo night in it, and how to run commands on it."""
+    """A home with demo nights in it, and how to run commands on it."""
 
     folder: Path
 
-    def run(self, *arguments: str, expect: int = 0) -> dict[str, Any]:
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--json"]
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "NIGHTOWL_HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=self.folder, check=False)
-        assert done.returncode == expect, done.stderr[-4000:]
-        answer: dict[str, Any] = json.loads(done.stdout)
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+        )
+
+    def run(self, *arguments: str, expect: int = 0) -> dict[str, Any]:
+        with self.start(*arguments) as process:
+            told, story = process.communicate()
+        assert process.returncode == expect, story[-4000:]
+        answer: dict[str, Any] = json.loads(told)
         return answer
 
 
@@ -42,14 +53,48 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
 
 
 @pytest.fixture(scope="module")
-def first(house: House) -> dict[str, Any]:
+def killed(house: House) -> list[psutil.Process]:
+    """A night that is killed in the middle of training, past its first checkpoint; the processes it had started."""
+    with house.start("run", "demo") as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.strip().startswith("training 25/"):
+                break
+        else:
+            pytest.fail("the night ended before training was half done")
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    return started
+
+
+@pytest.fixture(scope="module")
+def first(house: House, killed: list[psutil.Process]) -> dict[str, Any]:
+    """The first night that ends; it goes on from where the killed one was."""
     return house.run("run", "demo")
 
 
 @pytest.fixture(scope="module")
 def challenger(house: House, first: dict[str, Any]) -> dict[str, Any]:
     """A candidate that has hardly been trained."""
-    return house.run("run", "demo", "--set", "training.max_steps=2", "--set", "training.seed=1")
+    weak = ("training.max_steps=2", "training.warmup_steps=0", "training.seed=1")
+    return house.run("run", "demo", *(word for change in weak for word in ("--set", change)))
+
+
+def test_a_killed_night_leaves_nothing_running_and_is_gone_on_with(
+    house: House, killed: list[psutil.Process], first: dict[str, Any]
+) -> None:
+    _, alive = psutil.wait_procs(killed, timeout=60)
+    assert alive == []
+    (adapter,) = (
+        json.loads(path.read_text())
+        for path in (house.folder / "store" / "adapter").glob("*/manifest.json")
+        if path.parent.name == first["version"]["adapter"]
+    )
+    assert adapter["resumed"] == 20
+    assert adapter["steps"] == 50
+    nights = house.run("report", "demo")["nights"]
+    assert nights[-1]["status"] == "KILLED"
+    assert "is gone" in nights[-1]["reason"]
 
 
 def test_the_first_night_promotes_a_model_that_learnt(first: dict[str, Any]) -> None:
@@ -86,6 +131,15 @@ def test_a_weak_challenger_is_judged_and_kept_out(house: House, challenger: dict
     assert challenger["version"]["version"] == 2
     calls = next(c for c in challenger["comparisons"] if c["suite"] == "tool_call")
     assert calls["outcome"] == "worse"
+    assert house.run("champion", "demo")["version"] == 1
+
+
+def test_a_person_may_promote_and_roll_back(house: House, challenger: dict[str, Any]) -> None:
+    moved = house.run("promote", "demo", "2", "--why", "to see how it does")
+    assert moved["moved"]
+    assert "to see how it does" in moved["why"]
+    assert house.run("champion", "demo")["version"] == 2
+    assert house.run("rollback", "demo", "--why", "it does badly")["moved"]
     assert house.run("champion", "demo")["version"] == 1
 
 
