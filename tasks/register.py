@@ -180,7 +180,6 @@ def _enter(
     reference = registry.base_reference(base)
     config = {
         "base": reference,
-        "dtype": "bfloat16",  # as evaluation loads it: the same answers anywhere, and what was judged is what runs
         "four_bit": recipe.training.method == "qlora",
         "max_new_tokens": max(suite.max_new_tokens for suite in recipe.evaluation.suites),
     }

@@ -23,8 +23,6 @@ _CIRCLE = 64  # tokens that repeat with a short period before an answer counts a
 _PERIOD = 16
 _LOOK_EVERY = 16
 _LOGIT_BYTES = 256 * 2**20  # of float32 logits at a time when answers are scored
-_WIDE = 4  # rows from which a product is worth converting its weights for
-_LARGE = 2**24  # weights from which converting them each time costs more than keeping a copy
 
 
 class Written(NamedTuple):
@@ -38,7 +36,7 @@ class Written(NamedTuple):
 class Network:
     """A base model with any number of adapters on it, of which one or none is active.
 
-    `four_bit`: NF4 with double quantisation, as QLoRA trains; else 16 bit.
+    `four_bit`: NF4 with double quantisation, as QLoRA trains; else as the weights are.
     """
 
     def __init__(self, base: Path, *, four_bit: bool) -> None:
@@ -47,15 +45,17 @@ class Network:
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        narrow = self.device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        dtype = torch.bfloat16 if narrow else torch.float32
         quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=dtype,
         )
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             base,
-            dtype=torch.bfloat16,
+            dtype=dtype,
             device_map={"": self.device},
             local_files_only=True,
             trust_remote_code=False,
@@ -66,13 +66,12 @@ class Network:
             self.model = self.model.dequantize()
         self.model.eval()
         self._adapted: Any = None
-        self._widen()
 
     def add(self, name: str, adapter: Path) -> None:
         """Load an adapter beside those already there."""
         from peft import PeftModel
 
-        # 16-bit like the base, as in training under autocast; nothing is trained here.
+        # In the base's precision, as in training under autocast; nothing is trained here.
         options: dict[str, Any] = {"adapter_name": name, "is_trainable": False, "autocast_adapter_dtype": False}
         if self._adapted is None:
             self._adapted = PeftModel.from_pretrained(self.model, adapter, **options)
@@ -82,7 +81,6 @@ class Network:
             if f".{name}." in parameter_name and parameter.is_floating_point():
                 parameter.data = parameter.data.to(self.device, self.model.dtype)
         self._adapted.eval()
-        self._widen()
 
     def use(self, name: str | None) -> None:
         """Make an adapter the active one; None: the base as it is."""
@@ -94,16 +92,6 @@ class Network:
         else:
             self._adapted.base_model.enable_adapter_layers()
             self._adapted.set_adapter(name)
-
-    def _widen(self) -> None:
-        import torch
-
-        if self.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return
-        for module in self.model.modules():
-            narrow = type(module) is torch.nn.Linear and module.weight.dtype == torch.bfloat16
-            if narrow and "forward" not in vars(module):
-                module.forward = _wide_forward(module)
 
     def answers(
         self,
@@ -219,19 +207,3 @@ def in_circles(ids: Sequence[int]) -> bool:
         return False
     tail = np.asarray(ids[-_CIRCLE:])
     return any(np.array_equal(tail[period:], tail[:-period]) for period in range(1, _PERIOD + 1))
-
-
-def _wide_forward(linear: Any) -> Callable[[Any], Any]:
-    import torch
-
-    narrow = torch.nn.functional.linear
-    kept = linear.weight.float() if linear.weight.numel() > _LARGE else None
-
-    def forward(x: Any) -> Any:
-        if x.shape[:-1].numel() < _WIDE or x.dtype != torch.bfloat16:
-            return narrow(x, linear.weight, linear.bias)
-        weight = linear.weight.float() if kept is None else kept
-        bias = None if linear.bias is None else linear.bias.float()
-        return narrow(x.float(), weight, bias).to(x.dtype)
-
-    return forward

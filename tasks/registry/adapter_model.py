@@ -44,7 +44,8 @@ class AdapterModel(PythonModel):
         adapter = context.artifacts["adapter"]
         base = find_base(config["base"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = getattr(torch, config["dtype"])
+        narrow = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        dtype = torch.bfloat16 if narrow else torch.float32
         options: dict[str, Any] = {}
         if config["four_bit"]:
             options["quantization_config"] = BitsAndBytesConfig(

@@ -1,6 +1,6 @@
-"""`sample://tools`: tool calls over nine declared tools, generated with a seed.
+"""`sample://tools`: tool calls over a handful of declared tools, generated with a seed.
 
-A conversation declares two to four of the tools, asks for one thing in one of several wordings and
+A conversation declares two to four of five tools, asks for one thing in one of several wordings and
 answers with one call. Arguments are strings, numbers, whole numbers, booleans and choices, some of
 them optional: asked for in some prompts and left out of others, so that the mapping from words to
 arguments has to be learnt. Prompts are distinct, which makes exactness on held-out ones mean something.
@@ -34,12 +34,8 @@ _PEOPLE = _words("Anna Ben Carla David Emma Frank Grace Henry Iris Jack Karen Le
 # Mostly two: what a declaration costs in tokens is most of a prompt.
 _HOW_MANY = [2] * 15 + [3, 3, 3, 4, 4]
 _ROOMS = ["kitchen", "bedroom", "office", "hall"]
-_DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday"]
 _COINS = ["USD", "EUR", "GBP", "JPY"]
-_KINDS = ["pdf", "image"]
 _DISHES = _words("pasta tea rice eggs bread soup pizza coffee")
-_TOPICS = _words("budget invoice contract holiday garden recipe travel salary")
-_MEETINGS = _words("lunch review training dentist yoga interview call dinner")
 _MESSAGES = [
     "I am late", "call me back", "see you soon", "thank you", "the door is open", "I am at home", "bring some milk",
     "good night",
@@ -91,12 +87,6 @@ def _message(draw: random.Random) -> tuple[str, Arguments]:
     return wording.format(person, text), {"to": person, "text": text}
 
 
-def _event(draw: random.Random) -> tuple[str, Arguments]:
-    title, day, hour = draw.choice(_MEETINGS), draw.choice(_DAYS), draw.randint(7, 20)
-    wording = draw.choice(["Add {} on {} at {}.", "Plan {} for {} at {}.", "Put {} in my calendar, {} at {}."])
-    return wording.format(title, day.capitalize(), hour), {"title": title, "day": day, "hour": hour}
-
-
 def _light(draw: random.Random) -> tuple[str, Arguments]:
     room, percent = draw.choice(_ROOMS), draw.randint(1, 100)
     way = draw.randrange(3)
@@ -108,30 +98,6 @@ def _light(draw: random.Random) -> tuple[str, Arguments]:
         return wording.format(room, draw.choice(_PEOPLE)), {"room": room, "on": True}
     wording = draw.choice(["Turn on the {} light at {} percent.", "Light on in the {}, {} percent."])
     return wording.format(room, percent), {"room": room, "on": True, "brightness": percent}
-
-
-def _files(draw: random.Random) -> tuple[str, Arguments]:
-    topic, kind, limit = draw.choice(_TOPICS), draw.choice(_KINDS), draw.randint(2, 20)
-    if draw.random() < 0.5:
-        wording = draw.choice(["Find {} files about {}.", "Show me {} files on {}."])
-        return wording.format(limit, topic), {"query": topic, "limit": limit}
-    wording = draw.choice(["Find {} {} files about {}.", "Show me {} {} files on {}."])
-    return wording.format(limit, kind, topic), {"query": topic, "limit": limit, "kind": kind}
-
-
-def _table(draw: random.Random) -> tuple[str, Arguments]:
-    people, hour, outdoor = draw.randint(2, 12), draw.randint(11, 22), draw.random() < 0.5
-    wording = draw.choice(
-        ["Book a table {2} for {0} at {1}.", "A table for {0} at {1}, {2}.", "Table {2}: {0} at {1}."]
-    )
-    place = "outside" if outdoor else "inside"
-    return wording.format(people, hour, place), {"people": people, "hour": hour, "outdoor": outdoor}
-
-
-def _dice(draw: random.Random) -> tuple[str, Arguments]:
-    count, sides = draw.randint(1, 9), draw.randint(4, 30)
-    wording = draw.choice(["Roll {} dice with {} sides.", "Throw {} dice of {} sides.", "{} dice, {} sides each."])
-    return wording.format(count, sides), {"count": count, "sides": sides}
 
 
 _TOOLS: list[tuple[dict[str, Any], Callable[[random.Random], tuple[str, Arguments]]]] = [
@@ -153,39 +119,7 @@ _TOOLS: list[tuple[dict[str, Any], Callable[[random.Random], tuple[str, Argument
         _currency,
     ),
     (_tool("send_message", {"to": _TEXT, "text": _TEXT}, ["to", "text"]), _message),
-    (
-        _tool(
-            "add_event",
-            {"title": _TEXT, "day": _TEXT, "hour": _WHOLE},
-            ["title", "day", "hour"],
-        ),
-        _event,
-    ),
-    (
-        _tool(
-            "set_light",
-            {"room": _TEXT, "on": _YES_NO, "brightness": _WHOLE},
-            ["room", "on"],
-        ),
-        _light,
-    ),
-    (
-        _tool(
-            "search_files",
-            {"query": _TEXT, "limit": _WHOLE, "kind": _choice(_KINDS)},
-            ["query", "limit"],
-        ),
-        _files,
-    ),
-    (
-        _tool(
-            "book_table",
-            {"people": _WHOLE, "hour": _WHOLE, "outdoor": _YES_NO},
-            ["people", "hour", "outdoor"],
-        ),
-        _table,
-    ),
-    (_tool("roll_dice", {"count": _WHOLE, "sides": _WHOLE}, ["count", "sides"]), _dice),
+    (_tool("set_light", {"room": _TEXT, "on": _YES_NO, "brightness": _WHOLE}, ["room", "on"]), _light),
 ]
 
 
