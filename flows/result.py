@@ -25,9 +25,11 @@ class NightResult(BaseModel):
 
 
 def tell(result: NightResult) -> None:
-    """Close the story of a night in the terminal; its table has been printed by the report."""
+    """Close the story of a night in the terminal; the report has printed its table and reasons."""
     spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
-    console.print(f"[bold]{result.outcome}[/bold]: {result.reason}", soft_wrap=True)
+    version = f", {result.version.model} version {result.version.version}" if result.version else ""
+    said = "" if result.comparisons else f": {result.reason}"
+    console.print(f"[bold]{result.outcome}[/bold]{version}{said}", soft_wrap=True)
     console.print(f"took {sum(result.seconds.values()):.0f} s ({spent})", style="dim")
     if result.report:
         console.print(f"report    {result.report}", soft_wrap=True)

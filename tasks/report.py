@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -94,11 +95,15 @@ def terminal(recipe: Recipe, scores: Mapping[str, Scores], verdict: Verdict, sto
     """The table and the verdict for a terminal."""
     rows = registry.suite_rows(registry.by_role(scores.values(), verdict), verdict, store)
     against = "champion" if verdict.champion else "base"
-    table = Table(title=f"{recipe.name}: candidate against {against}", title_justify="left")
+    caption = "Differences are in points, of a loss in nats per token; plus is better."
+    title = f"{recipe.name}: candidate against {against}"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name in ("suite", "role", "outcome") else "right")
     for row in registry.score_table(rows):
-        cells = [Text(str(row[name])) for name in _COLUMNS]
+        cells = [
+            Text(str(row[name]).partition(" ")[0] if name == "difference" else str(row[name])) for name in _COLUMNS
+        ]
         cells[-1].stylize(_STYLE.get(str(row["outcome"]), "yellow"))
         table.add_row(*cells)
     lines = [Text(f"Verdict: {verdict.decision}", style=_STYLE.get(verdict.decision, "bold yellow"))]
