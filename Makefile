@@ -1,6 +1,6 @@
 # Everything runs in .venv, made from requirements.lock; nothing outside this folder is touched.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint up bench clean lock
+.PHONY: help setup demo test lint up bench pictures clean lock
 
 RUN := .venv/bin
 # The environment is this folder's own: compiled modules in it save seconds at every later start.
@@ -31,6 +31,9 @@ up: setup ## Prefect and MLflow on this machine, until Ctrl-C
 
 bench: setup ## measure speed and memory, as ratios
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
+
+pictures: setup ## remake the README's pictures from this home's last demo night
+	@$(RUN)/python infra/pictures.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock
 	@$(RUN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

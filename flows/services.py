@@ -153,10 +153,12 @@ def for_one_night() -> Iterator[str]:
     """
     if "PREFECT_API_URL" in os.environ:
         yield os.environ["PREFECT_API_URL"]
-    elif up := is_up():
-        yield up["prefect"]
-    else:
-        with _only_night_here(), prefect_server(free_port(0), for_people=False) as url:
+        return
+    with _alone("night"):
+        if up := is_up():
+            yield up["prefect"]
+            return
+        with _alone("servers"), prefect_server(free_port(0), for_people=False) as url:
             try:
                 yield url
             finally:
@@ -172,8 +174,9 @@ def _send_last_logs() -> None:
 
 
 @contextmanager
-def _only_night_here() -> Iterator[None]:
-    lock = FileLock(home() / "night.lock")
+def _alone(what: str) -> Iterator[None]:
+    """Hold one of the home's locks: `night` while a night runs here, `servers` while somebody serves this home."""
+    lock = FileLock(home() / f"{what}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -198,7 +201,7 @@ def is_up() -> dict[str, str] | None:
 def stack(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
     """Both servers, until the block ends; yields their URLs (`prefect`: the API's)."""
     with ExitStack() as running:
-        running.enter_context(_only_night_here())
+        running.enter_context(_alone("servers"))
         # Both before either is waited for would be faster, but on two cores they only slow each other.
         urls = {"prefect": running.enter_context(prefect_server(free_port(prefect_port), for_people=True))}
         urls["mlflow"] = running.enter_context(mlflow_server(free_port(mlflow_port)))
