@@ -48,6 +48,8 @@ def environment() -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "true",
+        # Threads that wait for each other sleep instead of spinning: on cores shared with others, steps take a third.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
