@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -43,14 +44,17 @@ def log_model(
         experiment_id, name=name, source_run_id=run_id, params=dict(params), model_type="adapter"
     )
     try:
-        save_model(
-            path=str(work / "model"),
-            mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
-            python_model=str(_MODEL_FILE),
-            artifacts={"adapter": str(packed)},
-            model_config=dict(config),
-            pip_requirements=[f"{package}=={metadata.version(package)}" for package in _NEEDS],
-        )
+        with warnings.catch_warnings():
+            # Messages and tool schemas are open JSON: that MLflow can't check their types is as it should be.
+            warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
+            save_model(
+                path=str(work / "model"),
+                mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
+                python_model=str(_MODEL_FILE),
+                artifacts={"adapter": str(packed)},
+                model_config=dict(config),
+                pip_requirements=[f"{package}=={metadata.version(package)}" for package in _NEEDS],
+            )
         mlflow.log_model_artifacts(model.model_id, str(work / "model"))
     except BaseException:
         mlflow.finalize_logged_model(model.model_id, "FAILED")

@@ -15,6 +15,8 @@ from tasks.errors import BadInput
 def demo(tmp_path: Path) -> Path:
     given = yaml.safe_load((recipe.PRESETS / "demo.yaml").read_text())
     given["base"]["chat_template_file"] = "template.jinja"
+    for source, share in zip(given["sources"], (0.55, 0.3, 0.15), strict=True):
+        source["share"] = share
     (tmp_path / "template.jinja").write_text("{{ messages }}")
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(given))
     return tmp_path / "demo.yaml"

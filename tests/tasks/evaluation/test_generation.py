@@ -32,17 +32,16 @@ def distance(left: Any, right: Any) -> float:
     return float((left - right).abs().max() / right.abs().max())
 
 
-def four_bit(base: Path) -> Any:
-    import torch
+def four_bit(base: Path, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, quantization_config=config)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=config)
 
 
 def test_adapters_are_switched_and_the_base_stays_what_it_was(
@@ -59,7 +58,7 @@ def test_adapters_are_switched_and_the_base_stays_what_it_was(
         assert torch.equal(found, seen.setdefault(name, found))
     assert not torch.equal(seen["one"], seen["two"])
     # As the 4-bit kernels compute it, for the base and with an adapter.
-    plain = four_bit(tiny_base)
+    plain = four_bit(tiny_base, network.model.dtype)
     assert distance(seen[None], logits(plain, ids)) < 0.02
     assert type(plain.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
     adapted = PeftModel.from_pretrained(plain, tiny_adapters["one"], autocast_adapter_dtype=False)

@@ -53,7 +53,7 @@ def test_settings_are_params_and_long_ones_are_kept_in_the_recipe(tmp_path: Path
         night.finish("skipped", "nothing moved")
     params = night.mlflow.get_run(night.id).data.params
     assert params["training.seed"] == "7"
-    assert params["sources.tools.share"] == "0.55"
+    assert params["sources.tools.share"] == str(recipe.sources[0].share)
     assert params["base.chat_template"].startswith("7000 characters, sha256 ")
     path = night.mlflow.download_artifacts(night.id, "recipe.yaml", str(tmp_path))
     assert "x" * 7000 in Path(path).read_text(encoding="utf-8")
