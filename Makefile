@@ -32,7 +32,7 @@ up: setup ## Prefect and MLflow on this machine, until Ctrl-C
 bench: setup ## measure speed and memory, as ratios
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
 
-pictures: setup ## remake the README's pictures from this home's last demo night
+pictures: setup ## remake the README's pictures from this home's first demo night
 	@$(RUN)/python infra/pictures.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock

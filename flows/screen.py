@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger("nightowl")
 # Standard output is for results (`--json` included); the story of the night goes to standard error.
 console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    console.width = max(console.width, 120)  # a log has no margin to keep to
 
 Advance = Callable[[int, int, str], None]
 

@@ -1,4 +1,4 @@
-"""Remakes the README's pictures from the last demo night on this home: `make pictures` (needs Debian's chromium).
+"""Remakes the README's pictures from the first demo night on this home: `make pictures` (needs Debian's chromium).
 
 Starts the same servers as `nightowl up`, opens the pages a person would open, and writes PNG files to
 infra/pictures/.
@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from flows.services import environment, stack
 from tasks.errors import Refused, WorldFailed
-from tasks.recipe import load
-from tasks.registry import Report, champion, nights
+from tasks.recipe import Recipe, load
+from tasks.registry import Champion, Report, champion, client, get, nights
 from tasks.store import Store
 
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 1280
+HEIGHT = {"report": 1750, "prefect": 800, "mlflow": 900}  # what a person sees without scrolling, and the plots
 
 
 def main(recipe_name: str = "demo") -> None:
@@ -32,6 +34,7 @@ def main(recipe_name: str = "demo") -> None:
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         raise WorldFailed("chromium", "is not installed", "On Debian and Ubuntu: apt install chromium")
+    from playwright.sync_api import TimeoutError as PageTimeout
     from playwright.sync_api import sync_playwright
 
     report = Store.open().folder(reports[0]) / "report.html"
@@ -40,26 +43,36 @@ def main(recipe_name: str = "demo") -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": 800})
         pages = {
             "report": (report.as_uri(), "h1"),
-            "prefect": (_flow_run(urls["prefect"]), "text=train-adapter"),
-            "mlflow": (f"{urls['mlflow']}/#/models/{reigning.model}/versions/{reigning.version}", "text=champion"),
+            "prefect": (_flow_run(urls["prefect"]), "text=nightly"),
+            "mlflow": (_adapter(urls["mlflow"], recipe, reigning), "text=tool_call"),
         }
         for name, (url, sign) in pages.items():
+            page.set_viewport_size({"width": WIDTH, "height": HEIGHT[name]})
             page.goto(url)
             page.locator(sign).first.wait_for(timeout=60_000)
-            page.wait_for_load_state("networkidle")
+            with suppress(PageTimeout):  # a page that polls is never idle; by then it has long been drawn
+                page.wait_for_load_state("networkidle", timeout=10_000)
             page.screenshot(path=FOLDER / f"{name}.png")
             print(FOLDER / f"{name}.png")
         browser.close()
 
 
+def _adapter(mlflow: str, recipe: Recipe, reigning: Champion) -> str:
+    """Page of the champion's logged model, which links its run, its data and its registered version."""
+    version = get(reigning.model, reigning.version)
+    assert version is not None
+    experiment = client().get_experiment_by_name(recipe.name)
+    return f"{mlflow}/#/experiments/{experiment.experiment_id}/models/{version.model_id}"
+
+
 def _flow_run(api: str) -> str:
-    """Page of the newest nightly flow run."""
+    """Page of the first nightly flow run that ended well."""
     import httpx
 
     body = {
         "flows": {"name": {"any_": ["nightly"]}},
         "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
-        "sort": "EXPECTED_START_TIME_DESC",
+        "sort": "START_TIME_ASC",
         "limit": 1,
     }
     found = httpx.post(f"{api}/flow_runs/filter", json=body).raise_for_status().json()

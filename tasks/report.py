@@ -98,8 +98,10 @@ def terminal(recipe: Recipe, scores: Mapping[str, Scores], verdict: Verdict, sto
     caption = "Differences are in points, of a loss in nats per token; plus is better."
     title = f"{recipe.name}: candidate against {against}"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 0), False
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("suite", "role", "outcome") else "right")
+        wraps = name in ("difference", "interval")
+        table.add_column(name, justify="left" if name in ("suite", "role", "outcome") else "right", no_wrap=not wraps)
     for row in registry.score_table(rows):
         cells = [
             Text(str(row[name]).partition(" ")[0] if name == "difference" else str(row[name])) for name in _COLUMNS

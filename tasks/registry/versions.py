@@ -81,6 +81,9 @@ def create(
     mlflow: Any, model: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str, adapter: str
 ) -> Version:
     """Register a logged model as the next version; its tags come with it in the same transaction."""
+    # The card's front matter is for hubs; MLflow would show it as text.
+    if description.startswith("---\n"):
+        description = description.partition("\n---\n")[2].lstrip()
     if len(description) > _LONGEST_DESCRIPTION:
         tail = "\n\n… in full: README.md of the adapter."
         description = description[: _LONGEST_DESCRIPTION - len(tail)] + tail

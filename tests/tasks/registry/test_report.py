@@ -62,9 +62,9 @@ def test_the_terminal_shows_every_suite_with_its_interval(make: Callable[..., An
     text = screen.getvalue()
     assert "Verdict: cannot tell" in text
     for suite in world.recipe.evaluation.suites:
-        (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{suite.name}  ")]
+        (line,) = [line for line in text.splitlines() if line.split()[:2] == [suite.name, suite.role]]
         assert " to " in line
-    tools = next(line for line in text.splitlines() if line.strip().startswith("tool_call  "))
+    tools = next(line for line in text.splitlines() if line.split()[:2] == ["tool_call", "target"])
     base, champion, candidate = (
         f"{100 * world.scores[key].suites['tool_call'].mean:.1f} %"
         for key in ("base", first.adapter.address, world.adapter.address)
