@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -22,8 +24,8 @@ os.environ.update(
 
 
 @pytest.fixture(autouse=True)
-def nightowl_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary NIGHTOWL_HOME, HOME and working directory."""
+def nightowl_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary NIGHTOWL_HOME, HOME and working directory; the environment is afterwards what it was."""
     home = tmp_path / "nightowl-home"
     for name in ("NIGHTOWL_STORE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "HF_TOKEN", "MODELSCOPE_API_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -32,7 +34,9 @@ def nightowl_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "user").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return home
+    # Libraries write to the environment as well: MLflow's set_tracking_uri does.
+    with patch.dict(os.environ):
+        yield home
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,10 @@ class House:
     folder: Path
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "NIGHTOWL_HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
+        # Fixtures of a module are made before a test's own environment is: nothing set elsewhere may lead away.
+        led_away = ("MLFLOW_TRACKING_URI", "NIGHTOWL_STORE", "PREFECT_API_URL", "PREFECT_HOME")
+        environment = {name: value for name, value in os.environ.items() if name not in led_away}
+        environment |= {"NIGHTOWL_HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *arguments, "--json"],
             env=environment,
