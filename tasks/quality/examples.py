@@ -22,7 +22,7 @@ _PATTERNS = {
     "call_in_text": r"</?tool_call>|<function|\[TOOL_CALLS\]|Action:",
     "html_entity": text.ENTITY,
     "email_address": text.EMAIL,
-    "ai_disclaimer": f"{text.DISCLAIMER}|" + "|".join(map(re.escape, text.DISCLAIMERS)),
+    "ai_disclaimer": f"{text.DISCLAIMERS}|{text.DISCLAIMER.removeprefix('(?i)')}",
     **dict.fromkeys(
         ("think_unclosed", "think_unopened", "think_nested", "think_repeated", "think_outside_assistant"), r"</?think>"
     ),

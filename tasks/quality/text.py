@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from tasks.quality.calls import CALL_TEXT
 from tasks.quality.turns import Turns
@@ -71,6 +73,8 @@ PLACEHOLDER = "|".join(
         r"<(?:你的|您的|在此|请)[^<>\n]{1,20}>|【(?:请|在此)[^】\n]{0,20}(?:填写|输入|插入)[^】\n]{0,20}】",
     )
 )
+# What every placeholder that does not begin with < has in it.
+_PLACEHOLDER_SIGN = r"\{\{|\[|\$\{|%\(|orem ipsum|TODO|【"
 SECRET = "|".join(
     (
         r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
@@ -107,21 +111,23 @@ REFUSAL = "|".join(
         r"(?:我|我们)?(?:目前|现在)?(?:无法|不能|没办法)",
     )
 )
-DISCLAIMERS = (
-    "as an ai language model",
-    "as an ai model,",
-    "as an ai chatbot",
-    "i'm just an ai",
-    "i am just an ai",
-    "i'm only an ai",
-    "my knowledge cutoff",
-    "my training data only goes",
-    "作为一个ai语言模型",
-    "作为ai语言模型",
-    "作为一个人工智能",
-    "作为人工智能语言模型",
-    "作为一个语言模型",
-    "作为一个大语言模型",
+DISCLAIMERS = "(?i)" + "|".join(
+    (
+        "as an ai language model",
+        "as an ai model,",
+        "as an ai chatbot",
+        "i'm just an ai",
+        "i am just an ai",
+        "i'm only an ai",
+        "my knowledge cutoff",
+        "my training data only goes",
+        "作为一个ai语言模型",
+        "作为ai语言模型",
+        "作为一个人工智能",
+        "作为人工智能语言模型",
+        "作为一个语言模型",
+        "作为一个大语言模型",
+    )
 )
 # Saying what one is, is no disclaimer; saying that it stands in the way is.
 DISCLAIMER = (
@@ -140,13 +146,15 @@ HARMLESS = re.compile(
     r"</?(?:think|table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|[abipus]|code|ul|ol|li|sup|sub|br)>|\W?\w?"
     r"|\u2581+"
 )
+# Shares of an answer at which the search for repetition first looks.
+GLANCES = (0.5, 0.95)
 LONG_LINE = r"(?:\S+\s+){6}\S"
 LONG_CJK_LINE = r"(?:[\p{Han}\p{Hiragana}\p{Katakana}][^\p{Han}\p{Hiragana}\p{Katakana}]?){20}"
 
 
 def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Series]:
     """Flags of the rules that look at text. `special_tokens`: those that text must not hold."""
-    pieces = _pieces(laid)
+    pieces, angled = laid.pieces, laid.angled
     text = pl.col("text")
     wide = pieces.filter(text.str.len_bytes() != text.str.len_chars())
     answers = pieces.filter((pl.col("role") == "assistant") & (pl.col("part") == 0))
@@ -154,12 +162,10 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
     tokens = guarded(special_tokens)
     tools = laid.rows["tools"].fill_null("[]").str.strip_chars() != "[]"
     return {
-        "special_token": laid.where(text.str.contains_any(tokens), pieces)
-        if tokens
-        else laid.mark(pl.Series([], dtype=pl.UInt32)),
+        "special_token": _holds(laid, tokens),
         "replacement_character": laid.where(text.str.contains("\ufffd", literal=True), wide),
         "mojibake": laid.where(text.str.contains(MOJIBAKE), wide),
-        "control_character": laid.where(text.str.contains(CONTROL), pieces)
+        "control_character": laid.mark(pieces["n"].filter(_controls(pieces["text"])).unique())
         | laid.where(text.str.contains(CONTROL_WIDE), wide),
         "invisible_character": laid.where(text.str.contains(INVISIBLE), wide),
         "bidi_control": laid.where(text.str.contains(BIDI_OVERRIDE), wide)
@@ -167,18 +173,28 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
         "placeholder": laid.where(
             pl.lit(True),
             _outside_code(
-                pieces.filter(pl.col("part") < 2), PLACEHOLDER, ("{{", "<", "[", "${", "%(", "orem ", "TODO", "【")
+                pl.concat(
+                    [
+                        angled.filter(pl.col("part") < 2),
+                        pieces.filter((pl.col("part") < 2) & text.str.contains(_PLACEHOLDER_SIGN)),
+                    ]
+                ),
+                PLACEHOLDER,
             ),
         ),
         "secret": laid.where(text.str.contains(SECRET), pieces),
-        "call_in_text": laid.where(pl.lit(True), _outside_code(answers, CALL_TEXT, ("<", "[TOOL", "Action Input"))),
-        "html_entity": laid.where(pl.lit(True), _outside_code(answers, ENTITY, ("&",))),
+        "call_in_text": laid.where(
+            pl.lit(True), _outside_code(answers.filter(text.str.contains(CALL_TEXT)), CALL_TEXT)
+        ),
+        "html_entity": laid.where(
+            pl.lit(True), _outside_code(answers.filter(text.str.contains("&", literal=True)), ENTITY)
+        ),
         "email_address": laid.where(
             text.str.replace_all(EMAIL_EXAMPLE, "").str.contains(EMAIL),
             pieces.filter(text.str.contains("@", literal=True)),
         ),
         "refusal": laid.where(text.str.contains(REFUSAL), answers) & ~tools,
-        "ai_disclaimer": laid.where(text.str.contains_any(list(DISCLAIMERS), ascii_case_insensitive=True), answers)
+        "ai_disclaimer": laid.where(text.str.contains(DISCLAIMERS), answers)
         | laid.where(text.str.contains(DISCLAIMER), answers.filter(text.str.contains("anguage model", literal=True))),
         "answer_is_question": _echoes(laid),
         "repetition": laid.where(pl.lit(True), _circling(answers)),
@@ -195,20 +211,38 @@ def guarded(special_tokens: Sequence[str]) -> list[str]:
     return sorted({token for token in special_tokens if token.strip() and not HARMLESS.fullmatch(token)})
 
 
-def _pieces(laid: Turns) -> pl.DataFrame:
-    """n, role, part (0 content, 1 thinking, 2 a call's name or arguments), text; empty ones left out."""
-    parts = [
-        laid.turns.select("n", "role", part=pl.lit(0, pl.UInt8), text="content"),
-        laid.turns.select("n", "role", part=pl.lit(1, pl.UInt8), text="thinking"),
-        laid.calls.select("n", "role", part=pl.lit(2, pl.UInt8), text="arguments"),
-    ]
-    return pl.concat(parts).filter(pl.col("text") != "")
+def _holds(laid: Turns, tokens: Sequence[str]) -> pl.Series:
+    """Which conversations hold one of the tokens, literally."""
+    if not tokens:
+        return laid.mark(pl.Series([], dtype=pl.UInt32))
+    among = laid.angled if all("<" in token for token in tokens) else laid.pieces
+    return laid.where(pl.col("text").str.contains("|".join(map(re.escape, tokens))), among)
 
 
-def _outside_code(pieces: pl.DataFrame, pattern: str, hints: Sequence[str]) -> pl.DataFrame:
-    """The pieces that match outside code; `hints`: literals without one of which none can match."""
+_CONTROLS = np.zeros(256, np.bool_)
+_CONTROLS[[*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F]] = True
+
+
+def _controls(texts: pl.Series) -> pl.Series:
+    """Which texts hold a control character below U+0080 other than line ends and tabs.
+
+    Read from the bytes: an array comparison is several times faster than a regular expression here.
+    """
+    found = np.zeros(len(texts), np.bool_)
+    if len(texts):
+        column = texts.to_arrow().cast(pa.large_string())
+        offsets = np.frombuffer(column.buffers()[1], np.int64)[: len(texts) + 1]
+        data = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+        at = np.flatnonzero((data < 0x20) | (data == 0x7F))
+        at = at[_CONTROLS[data[at]]] + offsets[0]
+        found[np.searchsorted(offsets, at, side="right") - 1] = True
+    return pl.Series(found)
+
+
+def _outside_code(pieces: pl.DataFrame, pattern: str) -> pl.DataFrame:
+    """The pieces that match outside code."""
     text = pl.col("text")
-    found = pieces.filter(text.str.contains_any(list(hints))).filter(text.str.contains(pattern))
+    found = pieces.filter(text.str.contains(pattern))
     return found.filter(text.str.replace_all(CODE, " ` ").str.contains(pattern))
 
 
@@ -232,7 +266,10 @@ def _echoes(laid: Turns) -> pl.Series:
 def _circling(answers: pl.DataFrame) -> pl.DataFrame:
     """Long answers most of whose lines, sentences or words were said before in the same answer."""
     text = pl.col("text")
-    long = answers.filter(text.str.len_bytes() > 400)
+    bytes_ = text.str.len_bytes()
+    long = answers.filter(bytes_ > 400)
+    # Who goes round in circles has said before what he says now: two glances leave few answers to be taken apart.
+    long = long.filter(pl.any_horizontal(_said_before(share) for share in GLANCES))
     words = pl.col("words")
     sentences = pl.col("sentences").list.len()
     return (
@@ -248,6 +285,13 @@ def _circling(answers: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _said_before(share: float) -> pl.Expr:
+    """Whether the few characters at this share of a text stand in it before."""
+    text = pl.col("text")
+    at = (text.str.len_chars() * share).cast(pl.Int64)
+    return text.str.slice(0, at).str.contains(text.str.slice(at, 12), literal=True)
+
+
 def endings(laid: Turns) -> dict[str, pl.Series]:
     """How conversations end, for the rules that compare a row with its source.
 
@@ -257,12 +301,16 @@ def endings(laid: Turns) -> dict[str, pl.Series]:
     """
     final = laid.turns.filter(pl.col("last") & (pl.col("letter") == "A"))
     text, line = pl.col("text"), pl.col("line")
-    prose = (
+    lines = (
         final.filter(pl.col("calls") == 0)
         .select("n", text=pl.col("content").str.strip_chars_end())
         .with_columns(line=text.str.split("\n").list.last())
-        .filter(~line.str.contains(LIST_LINE) & (line.str.contains(LONG_LINE) | line.str.contains(LONG_CJK_LINE)))
+        .filter(~line.str.contains(LIST_LINE))
+        .with_columns(long=line.str.contains(LONG_LINE), wide=line.str.len_bytes() > line.str.len_chars())
     )
+    # Scripts that write no spaces are looked for only where there is more than ASCII.
+    unspaced = lines.filter(~pl.col("long") & pl.col("wide")).filter(line.str.contains(LONG_CJK_LINE))
+    prose = pl.concat([lines.filter("long"), unspaced])
     hanging = text.str.contains(OPEN_END)
     return {
         "open": laid.where(hanging, prose),

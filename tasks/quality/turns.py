@@ -7,6 +7,7 @@ position of its conversation. A rule is then one expression over columns, whatev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 
@@ -58,6 +59,21 @@ class Turns:
         rows = rows.drop("messages").join(letters, on="n", how="left", maintain_order="left")
         return cls(rows.with_columns(pl.col("letter").fill_null("")).rename({"letter": "letters"}), turns, calls)
 
+    @cached_property
+    def pieces(self) -> pl.DataFrame:
+        """Every text that is not empty: n, turn, role, part (0 content, 1 thinking, 2 a call's arguments), text."""
+        parts = [
+            self.turns.select("n", "turn", "role", part=pl.lit(0, pl.UInt8), text="content"),
+            self.turns.select("n", "turn", "role", part=pl.lit(1, pl.UInt8), text="thinking"),
+            self.calls.select("n", "turn", "role", part=pl.lit(2, pl.UInt8), text="arguments"),
+        ]
+        return pl.concat(parts).filter(pl.col("text") != "")
+
+    @cached_property
+    def angled(self) -> pl.DataFrame:
+        """The pieces with a `<`: all that tags, most special tokens and many placeholders can be in."""
+        return self.pieces.filter(pl.col("text").str.contains("<", literal=True))
+
     def where(self, condition: pl.Expr, among: pl.DataFrame | None = None) -> pl.Series:
         """Which conversations have a turn (or a row of `among`, by its `n`) that meets the condition; null is no."""
         hits = (self.turns if among is None else among).filter(condition)["n"].unique()
@@ -92,9 +108,8 @@ def thinking_flags(laid: Turns) -> dict[str, pl.Series]:
     A well-formed block has been moved into `thinking` when the row was converted, so that every tag
     still in the text is a malformed one.
     """
-    tagged = laid.turns.filter(
-        pl.col("content").str.contains(TAG) | pl.col("thinking").str.contains(TAG).fill_null(False)
-    ).with_columns(
+    with_tags = laid.angled.filter((pl.col("part") < 2) & pl.col("text").str.contains(TAG))["turn"].unique()
+    tagged = laid.turns.filter(pl.col("turn").is_in(with_tags.implode())).with_columns(
         opened=pl.col("content").str.count_matches("<think>"),
         closed=pl.col("content").str.count_matches("</think>"),
         tags=pl.col("content").str.extract_all(TAG).list.join(""),
