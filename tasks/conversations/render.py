@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -35,6 +36,7 @@ from tasks.store import digest, file_digest, write_whole
 _CHUNK = 2_000  # rows per call of the tokenizer: one huge batch is slower and holds gigabytes
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_UNFAITHFUL = "its token ids do not decode to its text: the tokenizer lacks a character in it"
 _RENDERED: dict[str, Any] = {
     "row_id": pl.String,
     "input_ids": pl.List(pl.Int32),
@@ -71,7 +73,8 @@ class Renderer:
         self.control_tokens = tuple(token.content for _, token in sorted(added.items()) if token.special)
         pads = (tokenizer.pad_token_id, tokenizer.unk_token_id, *self.stop_ids)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
-        self.encoder = Encoder(tokenizer.backend_tokenizer)
+        file = folder / "tokenizer.json"
+        self.encoder = Encoder(tokenizer.backend_tokenizer, file if file.exists() else None)
         self._bos = tokenizer.bos_token or ""
         self._texts = {name: (folder / name).read_bytes() for name in _CONFIG_FILES if (folder / name).exists()}
         self.digest = self._digest()
@@ -191,24 +194,24 @@ class Renderer:
 
     def _render(self, rows: pl.DataFrame) -> pl.DataFrame:
         texts = [self._text(messages, tools) for _, messages, tools in _conversations(rows)]
-        good = [text for text in texts if text.problem is None]
-        encoded = iter(self.encoder.encode_spans([(t.text, [(s.start, s.end) for s in t.spans]) for t in good]))
-        ids: list[list[int] | None] = []
-        masks: list[list[bool] | None] = []
-        problems: list[str | None] = []
-        for text in texts:
-            row = next(encoded) if text.problem is None else None
-            problem = text.problem or (
-                None if row else "its token ids do not decode to its text: the tokenizer lacks a character in it"
-            )
-            ids.append(row[0] if row else None)
-            masks.append(row[1] if row else None)
-            problems.append(problem)
+        given = [(t.text, [(s.start, s.end) for s in t.spans]) for t in texts if t.problem is None]
+        encoded = self.encoder.encode_spans(given)
+        good = iter(encoded.faithful.tolist())
+        problems = [t.problem or (None if next(good) else _UNFAITHFUL) for t in texts]
+        # A row with a problem has no ids, and its list is null.
+        lengths = np.zeros(len(texts), np.int64)
+        lengths[[t.problem is None for t in texts]] = np.diff(encoded.offsets)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+        null = pa.array([problem is not None for problem in problems], pa.bool_())
+        ids, mask = (
+            pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(values), mask=null)))
+            for values in (encoded.ids, encoded.mask)
+        )
         frame = pl.DataFrame(
             {
                 "row_id": rows["row_id"],
-                "input_ids": _lists(ids, pa.int32()),
-                "loss_mask": _lists(masks, pa.bool_()),
+                "input_ids": ids,
+                "loss_mask": mask,
                 "problem": pl.Series(problems, dtype=pl.String),
                 "trained_turns": [0 if problem else len(t.spans) for t, problem in zip(texts, problems, strict=True)],
             }
@@ -291,10 +294,6 @@ def _leaves(value: Any) -> Iterator[str]:
 def _occurs(part: str, text: str) -> bool:
     """Whether a part stands in the text, plainly or as JSON writes it."""
     return part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text or json.dumps(part)[1:-1] in text
-
-
-def _lists(rows: list[list[Any] | None], of: pa.DataType) -> pl.Series:
-    return pl.Series(pl.from_arrow(pa.array(rows, pa.large_list(of))))
 
 
 def _end_of_turn(source: str | Mapping[str, str], named: Mapping[str, Any], added: Sequence[str]) -> str:
