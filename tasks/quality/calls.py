@@ -22,6 +22,8 @@ CALL_TEXT = (
     r"<tool_call>|</tool_call>|<functioncall>|<function_call>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]|"
     r"(?m)^\s*Action: ?\S+\s*\n+\s*Action Input:"
 )
+# What those of them that do not begin with < have in them.
+CALL_SIGN = r"\[TOOL_CALLS\]|Action Input:"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from tasks.quality.calls import CALL_TEXT
+from tasks.quality.calls import CALL_SIGN, CALL_TEXT
 from tasks.quality.turns import Turns
 
 CODE = r"(?s)```.*?(?:```|\z)|`[^`\n]*`|(?i:<(?:pre|code)>.*?</(?:pre|code)>)"
@@ -129,6 +129,8 @@ DISCLAIMERS = "(?i)" + "|".join(
         "作为一个大语言模型",
     )
 )
+# What every one of them has in it.
+DISCLAIMER_SIGN = r"(?i)language model|ai model|ai chatbot|an ai\b|knowledge cutoff|training data only|作为"
 # Saying what one is, is no disclaimer; saying that it stands in the way is.
 DISCLAIMER = (
     r"(?i)\bas an? (?:large |ai )*language model,? i(?:['’]m| am| do| can| have|['’]ve| lack)?"
@@ -152,12 +154,16 @@ LONG_LINE = r"(?:\S+\s+){6}\S"
 LONG_CJK_LINE = r"(?:[\p{Han}\p{Hiragana}\p{Katakana}][^\p{Han}\p{Hiragana}\p{Katakana}]?){20}"
 
 
+_ANSWERS = (pl.col("role") == "assistant") & (pl.col("part") == 0)
+
+
 def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Series]:
     """Flags of the rules that look at text. `special_tokens`: those that text must not hold."""
     pieces, angled = laid.pieces, laid.angled
     text = pl.col("text")
     wide = pieces.filter(text.str.len_bytes() != text.str.len_chars())
-    answers = pieces.filter((pl.col("role") == "assistant") & (pl.col("part") == 0))
+    answers = pieces.filter(_ANSWERS)
+    talked_of = answers.filter(text.str.contains(DISCLAIMER_SIGN))
     rtl = laid.where(text.str.contains(RIGHT_TO_LEFT), wide)
     tokens = guarded(special_tokens)
     tools = laid.rows["tools"].fill_null("[]").str.strip_chars() != "[]"
@@ -184,7 +190,11 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
         ),
         "secret": laid.where(text.str.contains(SECRET), pieces),
         "call_in_text": laid.where(
-            pl.lit(True), _outside_code(answers.filter(text.str.contains(CALL_TEXT)), CALL_TEXT)
+            pl.lit(True),
+            _outside_code(
+                pl.concat([among.filter(_ANSWERS) for among in (angled, pieces.filter(text.str.contains(CALL_SIGN)))]),
+                CALL_TEXT,
+            ),
         ),
         "html_entity": laid.where(
             pl.lit(True), _outside_code(answers.filter(text.str.contains("&", literal=True)), ENTITY)
@@ -194,8 +204,7 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
             pieces.filter(text.str.contains("@", literal=True)),
         ),
         "refusal": laid.where(text.str.contains(REFUSAL), answers) & ~tools,
-        "ai_disclaimer": laid.where(text.str.contains(DISCLAIMERS), answers)
-        | laid.where(text.str.contains(DISCLAIMER), answers.filter(text.str.contains("anguage model", literal=True))),
+        "ai_disclaimer": laid.where(text.str.contains(DISCLAIMERS) | text.str.contains(DISCLAIMER), talked_of),
         "answer_is_question": _echoes(laid),
         "repetition": laid.where(pl.lit(True), _circling(answers)),
         "unclosed_code": laid.where(text.str.count_matches(r"(?m)^\s*```") % 2 == 1, answers),
@@ -269,7 +278,7 @@ def _circling(answers: pl.DataFrame) -> pl.DataFrame:
     bytes_ = text.str.len_bytes()
     long = answers.filter(bytes_ > 400)
     # Who goes round in circles has said before what he says now: two glances leave few answers to be taken apart.
-    long = long.filter(pl.any_horizontal(_said_before(share) for share in GLANCES))
+    long = long.with_columns(chars=text.str.len_chars()).filter(pl.any_horizontal(map(_said_before, GLANCES)))
     words = pl.col("words")
     sentences = pl.col("sentences").list.len()
     return (
@@ -286,9 +295,8 @@ def _circling(answers: pl.DataFrame) -> pl.DataFrame:
 
 
 def _said_before(share: float) -> pl.Expr:
-    """Whether the few characters at this share of a text stand in it before."""
-    text = pl.col("text")
-    at = (text.str.len_chars() * share).cast(pl.Int64)
+    """Whether the few characters at this share of a text (of `chars` characters) stand in it before."""
+    text, at = pl.col("text"), (pl.col("chars") * share).cast(pl.Int64)
     return text.str.slice(0, at).str.contains(text.str.slice(at, 12), literal=True)
 
 
