@@ -234,10 +234,6 @@ class Renderer:
         return _Text(text, spans, None)
 
     def _check(self, messages: list[Message], tools: tuple[str, ...], text: str, spans: list[Span]) -> None:
-        if not spans:
-            asked = any(message["role"] == "assistant" for message in messages)
-            lost = "every one is rewritten, or its thinking left out, by the template" if asked else "there is none"
-            raise Unrenderable(f"no assistant turn to train on: {lost}")
         if self._bos and text.startswith(self._bos * 2):
             raise Unrenderable(f"the text begins with {self._bos} twice")
         for message in messages:
@@ -252,6 +248,8 @@ class Renderer:
         for message in messages:
             for call in message.get("tool_calls", ()):
                 _check_call(call["function"], text)
+        if not spans:
+            raise Unrenderable(f"no assistant turn to train on: {_why_none(messages, text)}")
         for span in spans:
             written = text[span.start : span.end]
             message = messages[span.turn]
@@ -279,6 +277,15 @@ def _check_call(function: Mapping[str, Any], text: str) -> None:
         raise Unrenderable(f"the template leaves out the call of {function['name']}")
     if whole not in text and not all(_occurs(leaf, text) for leaf in _leaves(arguments)):
         raise Unrenderable(f"the template leaves out arguments of the call of {function['name']}")
+
+
+def _why_none(messages: list[Message], text: str) -> str:
+    said = [message for message in messages if message["role"] == "assistant"]
+    if not said:
+        return "there is none"
+    if all(thought and thought not in text for thought in (m.get("reasoning_content", "").strip() for m in said)):
+        return "the template leaves out the thinking"
+    return "the template asks for each with other text than it writes before it in the whole conversation"
 
 
 def _leaves(value: Any) -> Iterator[str]:

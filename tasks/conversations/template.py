@@ -56,6 +56,8 @@ class ChatTemplate:
         self.arguments_as_text = False
         # What a generation prompt adds to a text, direct and thinking; None where that does not find the spans.
         self.prompts: tuple[str, str] | None = None
+        # A generation prompt that the template writes unasked (Llama 3's first one does), to be taken off again.
+        self.unasked = ""
 
     def render(self, messages: Sequence[Message], tools: Tools, *, thinking: bool, prompt: bool = False) -> str:
         """The text of messages; with `prompt`, followed by the generation prompt of the mode.
@@ -63,20 +65,21 @@ class ChatTemplate:
         Raises Unrenderable.
         """
         from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+
+        from tasks.conversations.jinja import compiled
 
         try:
-            texts, _ = render_jinja_template(
-                [messages],
+            text = compiled(self.tool_source if tools else self.source).render(
+                messages=messages,
                 tools=tools,
-                chat_template=self.tool_source if tools else self.source,
+                documents=None,
                 add_generation_prompt=prompt,
                 enable_thinking=thinking,
                 **self._named,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise Unrenderable(f"the chat template fails: {error}") from error
-        return texts[0]
+        return text if prompt else text.removesuffix(self.unasked)
 
     def trained(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[Span]]:
         """The text of a whole conversation and the spans to train on. Raises Unrenderable."""
@@ -107,6 +110,7 @@ class ChatTemplate:
         if self.arguments_as_text and not self._holds_arguments():
             self.arguments_as_text = False
         user = next(probes())[0][:1]
+        self.unasked = self._unasked(user)
         try:
             asked = self.render(user, None, thinking=False)
             prompted = [self.render(user, None, thinking=mode, prompt=True) for mode in (False, True)]
@@ -162,6 +166,17 @@ class ChatTemplate:
             return "Oslo" in self.render(self.arguments(messages), tools, thinking=False)
         except Unrenderable:
             return False
+
+    def _unasked(self, user: list[Message]) -> str:
+        """The generation prompt after a whole conversation, where the template writes one there in any case."""
+        whole = [*user, {"role": "assistant", "content": "Fine."}]
+        try:
+            text, prompted = (self.render(whole, None, thinking=False, prompt=prompt) for prompt in (False, True))
+        except Unrenderable:
+            return ""
+        after = text.rpartition("Fine.")[2]
+        end = min((at + len(token) for token in self.stop_tokens if (at := after.find(token)) >= 0), default=len(after))
+        return after[end:] if text == prompted and after[end:].strip() else ""
 
     def _agree(self, messages: Sequence[Message], tools: Tools, prompts: tuple[str, str]) -> bool:
         try:
