@@ -8,26 +8,37 @@ hashed again before it is handed out; a damaged file is fetched once more.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock
+
 from tasks.errors import WorldFailed
 from tasks.recipe import Base, Source
 from tasks.sources import (
+    EMPTY,
     HUBS,
+    STREAMS,
     BaseSnapshot,
+    Chain,
+    Permission,
     Pin,
     Snapshot,
     SourceUri,
     Unreachable,
+    Wanted,
     parse_uri,
+    read_stream,
     resolve,
+    stored,
     write_base,
     write_data,
+    write_stream,
 )
-from tasks.store import Store, code_digest, file_digest
+from tasks.store import Store, code_digest, digest, file_digest, write_whole
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", Snapshot, BaseSnapshot)
@@ -41,11 +52,17 @@ def fetch(source: Source, store: Store) -> Snapshot:
     the disk or a file in the store fails.
     """
     uri = _source_uri(source)
+    if uri.scheme in STREAMS:
+        return _fetch_stream(source, uri, store)
     try:
         pin = resolve(uri)
     except Unreachable as error:
         return _in_store(Snapshot, uri, store, error)
-    return _sound(Snapshot, store, _source_inputs(uri, pin), uri, pin, write_data)
+
+    def write(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
+        return write_data(uri, pin, folder, _earlier(store, uri) if uri.scheme == "s3" else None)
+
+    return _sound(Snapshot, store, _source_inputs(uri, pin), uri, pin, write)
 
 
 def fetch_base(base: Base, store: Store) -> BaseSnapshot:
@@ -58,9 +75,16 @@ def fetch_base(base: Base, store: Store) -> BaseSnapshot:
     return _sound(BaseSnapshot, store, _base_inputs(uri, pin), uri, pin, write_base)
 
 
-def source_inputs(source: Source) -> dict[str, str]:
-    """The inputs that give the source's snapshot its address, as it points now; raises as `resolve` does."""
+def source_inputs(source: Source, store: Store) -> dict[str, str]:
+    """The inputs that give the source's snapshot its address, as it points now; raises as `resolve` does.
+
+    Of a stream, what came since the last snapshot in the store is read for it, and not kept.
+    """
     uri = _source_uri(source)
+    if uri.scheme in STREAMS:
+        identity = _identity(source)
+        before, _ = _before(store, _latest(store, identity))
+        return _stream_inputs(uri, identity, read_stream(uri, _wanted(source), before, None))
     return _source_inputs(uri, resolve(uri))
 
 
@@ -90,6 +114,14 @@ def _base_inputs(uri: SourceUri, pin: Pin) -> dict[str, str]:
     return inputs
 
 
+def _earlier(store: Store, uri: SourceUri) -> dict[str, Path]:
+    """The sound files of the last snapshot of a URI, by name."""
+    for snapshot in reversed([found for found in store.all(Snapshot) if found.uri == uri.text]):
+        damaged = verify(store, snapshot)
+        return {name: store.folder(snapshot) / name for name in snapshot.files if name not in damaged}
+    return {}
+
+
 def verify(store: Store, snapshot: Snapshot | BaseSnapshot) -> list[str]:
     """The files of a snapshot that are no longer what was fetched: missing, or of another sha256."""
     folder = store.folder(snapshot)
@@ -109,7 +141,7 @@ def _sound(
     write: Callable[[SourceUri, Pin, Path], dict[str, Any]],
 ) -> S:
     for _ in range(2):
-        snapshot, made = store.make(kind, inputs, partial(write, uri, pin), resumable=uri.scheme in HUBS)
+        snapshot, made = store.make(kind, inputs, partial(write, uri, pin), resumable=uri.scheme in (*HUBS, "s3"))
         # What was made now has been hashed now.
         damaged = [] if made else verify(store, snapshot)
         if not damaged:
@@ -117,6 +149,105 @@ def _sound(
         log.warning("%s: %s in the store is damaged and is fetched again", uri.text, ", ".join(damaged))
         store.withdraw(snapshot, damaged)
     raise _damaged(uri, store, damaged)
+
+
+def _fetch_stream(source: Source, uri: SourceUri, store: Store) -> Snapshot:
+    """A stream's snapshot, made of the segments of its last one and what came since."""
+    identity = _identity(source)
+    stage = store.root / "work" / f"stream-{identity}"
+    try:
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{stage}.lock"):
+            latest = _latest(store, identity)
+            before, damaged = _before(store, latest)
+            if damaged:
+                log.warning("%s: %s in the store is damaged; what it held is read again", uri.text, ", ".join(damaged))
+            try:
+                chain = read_stream(uri, _wanted(source), before, stage)
+            except Unreachable as error:
+                if latest is None:
+                    raise
+                if damaged:
+                    raise _damaged(uri, store, damaged) from error
+                log.warning("%s Going on with %s, fetched %s.", error, latest.revision, latest.made_at)
+                return latest
+            if not chain.segments:
+                aside = ", ".join(f"{rows} {reason}" for reason, rows in chain.set_aside.items())
+                raise uri.bad(f"yields no rows{f' (set aside: {aside})' if aside else ''}", "There is nothing to use.")
+            inputs = _stream_inputs(uri, identity, chain)
+            if latest and not damaged and latest.address == Store.address(Snapshot, inputs):
+                return latest
+            snapshot = _kept(uri, inputs, chain, store)
+            pointer = _pointer(store, identity)
+            pointer.parent.mkdir(exist_ok=True)
+            write_whole(pointer, snapshot.address)
+            shutil.rmtree(stage, ignore_errors=True)
+            return snapshot
+    except OSError as error:
+        raise WorldFailed(
+            str(store.root),
+            f"writing what {uri.text} yields failed ({error.strerror or error})",
+            "Free disk space there, or set NIGHTOWL_STORE to another disk; what was read is kept.",
+        ) from error
+
+
+def _kept(uri: SourceUri, inputs: dict[str, str], chain: Chain, store: Store) -> Snapshot:
+    for _ in range(2):
+        snapshot, made = store.make(Snapshot, inputs, partial(write_stream, uri, chain), resumable=True)
+        damaged = [] if made else verify(store, snapshot)
+        if not damaged:
+            return snapshot
+        store.withdraw(snapshot, damaged)
+    raise _damaged(uri, store, damaged)
+
+
+def _identity(source: Source) -> str:
+    """What tells one stream from another: with any other value here, it is read from its beginning."""
+    of = {"uri": source.uri, "query": source.query, "cursor": source.cursor}
+    return digest({**of, "consent": source.consent, "time": source.time, "max_age": source.max_age})
+
+
+def _wanted(source: Source) -> Wanted:
+    tracking = None
+    if source.uri.startswith("mlflow:"):
+        from tasks.registry import client, tracking_uri
+
+        client()  # makes the embedded database where there is none
+        tracking = tracking_uri()
+    return Wanted(
+        query=source.query,
+        cursor=source.cursor,
+        overlap=source.overlap,
+        recheck=source.consent is not None if source.recheck is None else source.recheck,
+        permission=Permission(consent=source.consent, time=source.time, max_age=source.max_age),
+        tracking_uri=tracking,
+    )
+
+
+def _stream_inputs(uri: SourceUri, identity: str, chain: Chain) -> dict[str, str]:
+    return {**_source_inputs(uri, Pin(revision=chain.revision, requested=None)), "stream": identity}
+
+
+def _pointer(store: Store, identity: str) -> Path:
+    """The file that names the snapshot a stream had last: times of making are too coarse to tell."""
+    return store.root / "streams" / identity
+
+
+def _latest(store: Store, identity: str) -> Snapshot | None:
+    pointer = _pointer(store, identity)
+    if pointer.exists() and (found := store.find(Snapshot, pointer.read_text(encoding="utf-8"))):
+        return found
+    return next((s for s in reversed(store.all(Snapshot)) if s.inputs.get("stream") == identity), None)
+
+
+def _before(store: Store, latest: Snapshot | None) -> tuple[Chain, list[str]]:
+    """The chain that a snapshot holds, and which of its files are damaged."""
+    if latest is None:
+        return EMPTY, []
+    damaged = verify(store, latest)
+    if "segments.json" in damaged:
+        return EMPTY, damaged
+    return stored(store.folder(latest), damaged), damaged
 
 
 def _in_store(kind: type[S], uri: SourceUri, store: Store, error: Unreachable) -> S:

@@ -66,7 +66,7 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     stages = [_stage("fetch base", base, f"{recipe.base.uri} at {base_pinned['revision'][:12]}")]
     gated: list[Conversations | None] = []
     for source in recipe.sources:
-        pinned = source_inputs(source)
+        pinned = source_inputs(source, store)
         snapshot = store.find(Snapshot, Store.address(Snapshot, pinned))
         rows = f", {snapshot.rows} rows" if snapshot else ""
         stages.append(_stage(f"fetch {source.name}", snapshot, f"{source.uri} at {pinned['revision'][:12]}{rows}"))

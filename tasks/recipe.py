@@ -52,7 +52,8 @@ class Source(Part):
     name: Name
     """Name of the source within the recipe."""
     uri: str
-    """hf://org/name@revision, modelscope://org/name@revision, file://path-or-glob, gym://task?size=&seed= or
+    """hf://org/name@revision, modelscope://org/name@revision, file://path-or-glob, s3://bucket/prefix-or-glob,
+    postgresql://user@host/database, mlflow://experiment?filter=&feedback=, gym://task?size=&seed= or
     sample://name?size=&seed=."""
     kind: Kind
     """What its conversations teach: chat, reasoning (with a thinking trace) or tool (calls)."""
@@ -62,6 +63,103 @@ class Source(Part):
     """Row format (alpaca, sharegpt, openai, ...); null: detected from the columns."""
     columns: dict[str, str] | None = None
     """Column mapping, from our field name to the source's column, where no format fits."""
+    query: str | None = None
+    """postgresql: one SELECT; it runs read only."""
+    cursor: tuple[str, ...] = ()
+    """postgresql: columns of the query that are unique together and grow, such as [created_at, id]: what comes
+    after the last row's is new. Indexed, if the table is large."""
+    overlap: float | None = Field(None, ge=0)
+    """postgresql, mlflow: how far before the last row rows are read again each night, since some come late, in
+    seconds (in steps, where the cursor is a whole number); null: 3600 for postgresql, a week for mlflow."""
+    recheck: bool | None = None
+    """postgresql, mlflow: read everything again each night, so that rows changed or deleted since are followed,
+    however old; null: only where consent is set, since it may be withdrawn."""
+    consent: str | None = None
+    """Column that must be true in every row that is used (a dotted path reaches into objects); null: none."""
+    time: str | None = None
+    """Column of a row's time: ISO 8601 text, or a number of seconds, milli- or microseconds since 1970."""
+    max_age: float | None = Field(None, gt=0)
+    """Days after its time that a row may be used; null: for ever."""
+
+    @model_validator(mode="after")
+    def _fits_its_scheme(self) -> Self:
+        scheme = self.uri.partition("://")[0]
+        if scheme == "postgresql" and not (self.query and self.cursor):
+            raise ValueError(f"source {self.name!r} reads a database, which takes query and cursor")
+        for field, schemes in _ONLY_FOR.items():
+            if getattr(self, field) not in (None, ()) and scheme not in schemes:
+                raise ValueError(f"{field} is for {' and '.join(schemes)} sources, and this is {scheme}")
+        if len(set(self.cursor)) < len(self.cursor):
+            raise ValueError("cursor names a column twice")
+        if self.max_age is not None and self.time is None:
+            raise ValueError("max_age needs time, the column of a row's time")
+        return self
+
+
+_ONLY_FOR = {
+    "query": ("postgresql",),
+    "cursor": ("postgresql",),
+    "overlap": ("postgresql", "mlflow"),
+    "recheck": ("postgresql", "mlflow"),
+}
+
+
+Severity = Literal["critical", "warning", "info"]
+Handling = Literal["report", "set aside", "redact"]
+
+
+class RuleSetting(Part):
+    """What a recipe changes about one rule of the data gate; null: as the rule itself has it."""
+
+    severity: Severity | None = None
+    """critical and warning set a row that breaks the rule aside, and critical may stop the night; info only reports."""
+    mostly: float | None = Field(None, ge=0, le=1)
+    """Share of a source's rows that must keep the rule; with fewer, a critical rule stops the night."""
+
+
+class Sensitive(Part):
+    """What is done about secrets and personal data: report them, set the row aside, or redact: write a placeholder
+    such as [EMAIL_1] instead, the same for the same text throughout a conversation; null: not looked for."""
+
+    secret: Handling | None = "set aside"
+    """Private keys and access tokens."""
+    email_address: Handling | None = "report"
+    """E-mail addresses outside the domains kept for examples."""
+    phone_number: Handling | None = None
+    """Telephone numbers that can be dialled: with a country's prefix, or as the phone_regions write them."""
+    payment_card: Handling | None = None
+    """Numbers of payment cards, with a right check digit."""
+    bank_account: Handling | None = None
+    """International bank account numbers (IBAN), with right check digits."""
+    national_id: Handling | None = None
+    """Social security numbers of the USA and resident identity numbers of China."""
+    phone_regions: tuple[Annotated[str, Field(pattern="^[A-Z]{2}$")], ...] = ()
+    """Countries (ISO 3166, two capitals) whose numbers are found without their prefix as well."""
+
+
+class Change(Part):
+    """What a source is compared in with itself on the last night that passed, and how bad a change is; null: not
+    compared. critical stops the night, warning and info report it."""
+
+    rows: Severity | None = "critical"
+    """More than rows_lost of the rows are gone."""
+    rows_lost: float = Field(0.5, gt=0, lt=1)
+    """Share of the rows that may be gone."""
+    columns_vanished: Severity | None = "critical"
+    """A column of the raw source is gone."""
+    columns_new: Severity | None = "warning"
+    """The raw source has a column that it had not."""
+    kind_vanished: Severity | None = "critical"
+    """What a hundredth of the conversations did (call tools, think, take several turns, open with a system turn),
+    none does."""
+    language: Severity | None = "warning"
+    """The shares of languages moved, in a sample of the conversations."""
+    language_psi: float = Field(0.25, gt=0)
+    """Largest population stability index of the shares of languages that passes."""
+    length: Severity | None = "warning"
+    """The lengths of conversations or of what is trained on in them moved."""
+    length_ks: float = Field(0.2, gt=0, le=1)
+    """Largest Kolmogorov-Smirnov distance of the distributions of tokens that passes."""
 
 
 class Quality(Part):
@@ -73,6 +171,17 @@ class Quality(Part):
     """Largest share of a source's rows that may be set aside before the gate stops the night."""
     ignore: tuple[str, ...] = ()
     """Rules that are not applied, by name."""
+    rules: dict[str, RuleSetting] = {}
+    """What is changed about rules, by name."""
+    over_length: Literal["set aside", "truncate", "keep"] = "set aside"
+    """Conversations longer than base.max_length: set aside; truncate: end after the last exchange that fits (set
+    aside where none does); keep: trained on whole, whatever that takes."""
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2}$")], ...] | None = None
+    """Languages (ISO 639-1, two letters) that conversations may be in; null: any, and none is looked for."""
+    sensitive: Sensitive = Sensitive()
+    """What is done about secrets and personal data."""
+    change: Change = Change()
+    """What is compared with the last night that passed."""
 
 
 class Mixture(Part):
@@ -277,10 +386,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[
 
 def parse(given: Mapping[str, Any]) -> Recipe:
     """A Recipe of plain data; raises BadInput that names the first field at fault."""
+    from tasks.sources import parse_uri
+
     try:
-        return Recipe.model_validate(given)
+        recipe = Recipe.model_validate(given)
     except ValidationError as error:
         raise _explain(error, given) from error
+    parse_uri(recipe.base.uri, field="base.uri")
+    for source in recipe.sources:
+        parse_uri(source.uri, field=f"sources.{source.name}.uri")
+    return recipe
 
 
 def is_recipe(text: str) -> bool:
@@ -368,6 +483,8 @@ def _inline_template(given: dict[str, Any], folder: Path) -> None:
 
 
 def _explain(error: ValidationError, given: Any) -> BadInput:
+    from tasks.sources import redacted
+
     first = error.errors()[0]
     location = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith("literal["))]
     field = ".".join(_named(given, location)) or "recipe"
@@ -381,6 +498,7 @@ def _explain(error: ValidationError, given: Any) -> BadInput:
         return BadInput(field, None, "is missing", "Every recipe needs it; `nightowl plan demo` shows one.")
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"] if not isinstance(first["input"], dict | BaseModel) else "..."
+    value = redacted(value) if isinstance(value, str) else value
     return BadInput(field, value, f"is refused ({message})", "Correct it in the recipe or with --set.")
 
 
@@ -407,7 +525,7 @@ def _known_keys(location: Iterable[int | str]) -> list[str]:
 
 def _part_of(annotation: Any) -> Any:
     """The recipe part inside an annotation such as `tuple[Source, ...]` or `Part | None`."""
-    if get_origin(annotation) in (tuple, Union, UnionType):
+    if get_origin(annotation) in (tuple, dict, Union, UnionType):
         return next((_part_of(arg) for arg in get_args(annotation) if _is_part(_part_of(arg))), annotation)
     return annotation
 
@@ -421,7 +539,8 @@ def _settings(recipe: Recipe, given: Any, set_paths: Sequence[str]) -> Iterator[
         origin: Literal["default", "recipe", "command line"] = "recipe" if _has(given, keys) else "default"
         by_name = ".".join(_named(recipe, keys))
         if any(
-            text in (path, by_name) or path.startswith(text + ".") or by_name.startswith(text + ".")
+            text in (path, by_name)
+            or any(whole.startswith(text + ".") or text.startswith(whole + ".") for whole in (path, by_name))
             for text in set_paths
         ):
             origin = "command line"

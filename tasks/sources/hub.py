@@ -37,7 +37,10 @@ PARTIAL = "partial"
 
 
 class RemoteFile(BaseModel):
-    """A file of a repository. `size` in bytes; one of the digests: sha256 of the content, or git's blob id (sha1)."""
+    """A file of a repository. `size` in bytes; one of the digests: sha256 of the content, or git's blob id (sha1).
+
+    A bucket's object has no digest, but its `key`, `etag` and time of change (ISO 8601).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +48,9 @@ class RemoteFile(BaseModel):
     size: int
     sha256: str | None = None
     git_blob: str | None = None
+    key: str = ""
+    etag: str | None = None
+    modified: str | None = None
 
 
 class Listing(BaseModel):
@@ -63,7 +69,14 @@ class Listing(BaseModel):
         return licence if isinstance(licence, str) else ", ".join(map(str, licence)) if licence else None
 
 
-class Hub(Protocol):
+class Server(Protocol):
+    """Whoever knows what the exceptions of a client mean."""
+
+    def explain(self, error: Exception) -> Trouble | None:
+        """What an exception of the client means; None where it is not the server's doing."""
+
+
+class Hub(Server, Protocol):
     """A hub's client, as far as this program needs it. Both methods raise what `explain` understands."""
 
     def listing(self, revision: str | None) -> Listing:
@@ -71,9 +84,6 @@ class Hub(Protocol):
 
     def get(self, commit: str, file: RemoteFile, target: Path) -> None:
         """Transfer a file to `target`, going on from what is there."""
-
-    def explain(self, error: Exception) -> Trouble | None:
-        """What an exception of the client means; None where it is not the hub's doing."""
 
 
 class Trouble(NamedTuple):
@@ -84,7 +94,7 @@ class Trouble(NamedTuple):
     wait: float | None = None
 
 
-def with_retries(hub: Hub, call: Callable[[], T]) -> T:
+def with_retries(server: Server, call: Callable[[], T]) -> T:
     """The result of `call`, tried again after a wait where that can help; else the error for the user."""
     for attempt in range(ATTEMPTS):
         try:
@@ -92,7 +102,7 @@ def with_retries(hub: Hub, call: Callable[[], T]) -> T:
         except NightowlError:
             raise
         except Exception as error:
-            trouble = hub.explain(error)
+            trouble = server.explain(error)
             if trouble is None:
                 raise
             wait = trouble.wait if trouble.wait is not None else FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
@@ -154,6 +164,8 @@ def _is(path: Path, file: RemoteFile) -> bool:
     """Whether a local file is the listed one, by size and digest."""
     if not path.is_file() or path.stat().st_size != file.size:
         return False
+    if file.etag is not None:
+        return True
     # Git's id of a blob is the sha1 of this header and the content.
     algorithm = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {file.size}\0".encode())
     with open(path, "rb") as content:
@@ -194,7 +206,7 @@ def choose_data(uri: SourceUri, listing: Listing) -> list[RemoteFile]:
     """
     files = [file for file in listing.files if is_data_file(file.name) and Path(file.name).name not in _NOT_ROWS]
     if pattern := uri.params.get("files"):
-        files = [file for file in files if _glob(pattern).fullmatch(file.name)]
+        files = [file for file in files if glob_pattern(pattern).fullmatch(file.name)]
     if not files:
         endings = sorted({Path(file.name).suffix for file in listing.files if Path(file.name).suffix})
         raise uri.bad(
@@ -226,7 +238,7 @@ def _declared(uri: SourceUri, configs: list[dict[str, Any]], files: list[RemoteF
     for part in parts:
         paths = part["path"] if isinstance(part["path"], list) else [part["path"]]
         splits.setdefault(str(part["split"]), []).extend(
-            file for file in files if any(_glob(path).fullmatch(file.name) for path in paths)
+            file for file in files if any(glob_pattern(path).fullmatch(file.name) for path in paths)
         )
     return {split: found for split, found in splits.items() if found}
 
@@ -259,7 +271,7 @@ def _pick(uri: SourceUri, what: str, options: dict[str, T]) -> T:
     return options[asked] if asked is not None else next(iter(options.values()))
 
 
-def _glob(pattern: str) -> re.Pattern[str]:
+def glob_pattern(pattern: str) -> re.Pattern[str]:
     """A glob over repository paths: `*` within a folder, `**` across folders."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
     signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

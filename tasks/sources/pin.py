@@ -18,3 +18,7 @@ class Pin(BaseModel):
 
 class Unreachable(WorldFailed):
     """A hub could not be reached at all: what is already in the store may still serve."""
+
+
+class BrokenOff(WorldFailed):
+    """A server went away while it was read: what has been read is kept, and reading can go on from there."""

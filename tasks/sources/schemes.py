@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import random
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.sources import files, gym, hub, sample, smollm2
+from tasks.sources import files, gym, hub, s3, sample, smollm2, stream
 from tasks.sources.huggingface import HuggingFace
+from tasks.sources.mlflow_traces import LikedTraces
 from tasks.sources.modelscope import ModelScope
-from tasks.sources.pin import Pin
+from tasks.sources.pin import BrokenOff, Pin
+from tasks.sources.postgresql import Query
 from tasks.sources.rows import DATA, has_header, survey
 from tasks.sources.uri import HUBS, SourceUri, parse_uri
 
+log = logging.getLogger(__name__)
 What = Literal["data", "model"]
 
 
@@ -26,6 +33,8 @@ def resolve(uri: str | SourceUri, what: What = "data") -> Pin:
         return _resolve_hub(parsed, what)
     if parsed.scheme == "file":
         return files.resolve(parsed) if what == "data" else files.resolve_model(parsed)
+    if parsed.scheme == "s3" and what == "data":
+        return s3.resolve(parsed)
     if parsed.scheme == "sample" and what == "model":
         if parsed.path != smollm2.NAME or parsed.params:
             raise parsed.bad("is no sample base model", f"There is one: sample://{smollm2.NAME}.")
@@ -37,16 +46,19 @@ def resolve(uri: str | SourceUri, what: What = "data") -> Pin:
     raise parsed.bad(f"is no source of a {what}", "See the recipe for the forms of a URI.")
 
 
-def write_data(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
+def write_data(uri: SourceUri, pin: Pin, folder: Path, earlier: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """Write the files of a data source at a pin into a snapshot's folder; the fields of its manifest.
 
+    `earlier`: sound files of an earlier snapshot of it, by name; they need not be fetched again.
     Raises BadInput for a source without rows and for a file that cannot be read, with its line.
     """
-    licence: str | None = None
+    licence = watermark = None
     if uri.scheme in HUBS:
         licence = _download(uri, "data", pin, folder)
     elif uri.scheme == "file":
         files.write(uri, pin, folder)
+    elif uri.scheme == "s3":
+        watermark = s3.write(uri, pin, folder, earlier or {})
     elif uri.scheme == "gym":
         licence = gym.write(uri, folder)
     else:
@@ -54,7 +66,35 @@ def write_data(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
     rows = survey(folder, header=has_header(uri))
     if not rows:
         raise uri.bad("yields no rows", "Give a source with at least one row.")
-    return {**_origin(uri, pin, licence), "rows": rows, "size": _size(folder)}
+    return {**_origin(uri, pin, licence), "rows": rows, "size": _size(folder), "watermark": watermark}
+
+
+def read_stream(uri: SourceUri, wanted: stream.Wanted, before: stream.Chain, stage: Path | None) -> stream.Chain:
+    """A stream's rows as they are now: those of `before`, and what came since; new ones are written to `stage`.
+
+    Raises BadInput for a query or a filter that cannot be used, Unreachable where its server cannot be reached,
+    and WorldFailed for any other trouble on its way.
+    """
+    for attempt in range(hub.ATTEMPTS):
+        try:
+            upstream = Query(uri, wanted) if uri.scheme == "postgresql" else LikedTraces(uri, wanted)
+            with upstream:
+                return stream.read(upstream, before, wanted, stage)
+        except BrokenOff as error:
+            if attempt == hub.ATTEMPTS - 1:
+                raise
+            wait = hub.FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
+            log.info("%s Trying again in %.1f s.", error, wait)
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def write_stream(uri: SourceUri, chain: stream.Chain, folder: Path) -> dict[str, Any]:
+    """Write a stream's segments into a snapshot's folder; the fields of its manifest."""
+    stream.write(chain, folder)
+    rows = survey(folder)
+    fields = {"rows": rows, "size": _size(folder), "rows_in": chain.rows_in, "set_aside": chain.set_aside}
+    return {**_origin(uri, Pin(revision=chain.revision, requested=None), None), **fields, "watermark": chain.watermark}
 
 
 def write_base(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,11 @@
     file://path-or-glob                              files on this machine (a folder: everything in it)
     gym://task?size=&seed=&planted=&...              a reasoning-gym task, with its own settings
     sample://name?size=&seed=&planted=               what the repository carries
+    s3://bucket/prefix-or-glob                       objects of a bucket, on AWS_ENDPOINT_URL where it is set
+    postgresql://user@host/database                  a database; what is read is the recipe's `query`
+    mlflow://experiment?filter=&feedback=            MLflow traces that people liked
 
+A password has no place in a URI: it would be in every manifest and log. It comes from the environment.
 A path in `file://` is relative to the working directory unless it starts with `/` or `~`;
 characters that mean something in a URI (`?`, `%`) are written percent-encoded there.
 """
@@ -23,9 +27,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInput
 
-Scheme = Literal["hf", "modelscope", "file", "gym", "sample"]
-SCHEMES: tuple[Scheme, ...] = ("hf", "modelscope", "file", "gym", "sample")
+Scheme = Literal["hf", "modelscope", "file", "gym", "sample", "s3", "postgresql", "mlflow"]
+SCHEMES: tuple[Scheme, ...] = ("hf", "modelscope", "file", "gym", "sample", "s3", "postgresql", "mlflow")
 HUBS: tuple[Scheme, ...] = ("hf", "modelscope")
+# What has no commits and is read from a watermark on.
+STREAMS: tuple[Scheme, ...] = ("postgresql", "mlflow")
 
 # `gym` has no list here: a task's own settings are parameters too, and only the task knows them.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -33,9 +39,14 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "modelscope": ("subset", "split", "files"),
     "file": ("header",),
     "sample": ("size", "seed", "planted"),
+    "s3": ("header", "anonymous"),
+    "postgresql": ("host", "port", "user", "sslmode", "sslrootcert", "sslcert", "sslkey", "connect_timeout"),
+    "mlflow": ("filter", "feedback"),
 }
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[\w.][\w./+-]*")
+_SECRET = re.compile(r"(?<=://)([^/?#@]*?):[^?#]*(?=@)|(?<=[?&])(\w*(?:password|passwd|secret|token)\w*)=[^&]*", re.I)
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]{1,254}")
 
 
 class SourceUri(BaseModel):
@@ -85,6 +96,13 @@ def parse_uri(text: str, *, field: str = "uri") -> SourceUri:
     Raises BadInput for an unknown scheme, a path that is none of the scheme's, a bad revision and
     an unknown, empty or repeated parameter.
     """
+    if (shown := redacted(text)) != text:
+        raise BadInput(
+            field,
+            shown,
+            "carries a secret, which would be written into manifests and logs",
+            "Leave it out of the URI: PGPASSWORD or ~/.pgpass, AWS_SECRET_ACCESS_KEY or a profile, HF_TOKEN.",
+        )
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in SCHEMES:
         near = nearest(scheme, SCHEMES) if separator else ""
@@ -102,6 +120,13 @@ def parse_uri(text: str, *, field: str = "uri") -> SourceUri:
             raise BadInput(field, text, "has no usable revision after '@'", "Give a branch, a tag or a commit.")
         if not _REPOSITORY.fullmatch(place) or ".." in place:
             raise BadInput(field, text, "does not name a repository", f"Write {scheme}://org/name@revision.")
+    elif scheme == "s3":
+        place = unquote(place)
+        if place and not _BUCKET.fullmatch(place.partition("/")[0]):
+            raise BadInput(field, text, "does not begin with the name of a bucket", "Write s3://bucket/prefix.")
+    elif scheme == "postgresql":
+        if not place.partition("/")[2]:
+            raise BadInput(field, text, "does not name a database", "Write postgresql://user@host/database.")
     else:
         place = unquote(place)
     if not place:
@@ -112,6 +137,11 @@ def parse_uri(text: str, *, field: str = "uri") -> SourceUri:
     return SourceUri.model_validate(
         {"text": text, "field": field, "scheme": scheme, "path": place, "revision": revision, "params": params}
     )
+
+
+def redacted(text: str) -> str:
+    """A URI without the password or key that it may carry."""
+    return _SECRET.sub(lambda found: f"{found[1]}:***" if found[1] is not None else f"{found[2]}=***", text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

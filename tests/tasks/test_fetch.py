@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_fetched_once_until_its_content_changes(store: Store, data: Path) -> None:
-    address = Store.address(Snapshot, source_inputs(source(f"file://{data}")))
+    address = Store.address(Snapshot, source_inputs(source(f"file://{data}"), store))
     assert store.find(Snapshot, address) is None
     first = fetch(source(f"file://{data}"), store)
     assert (first.rows, first.address) == (1, address)

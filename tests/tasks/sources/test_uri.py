@@ -30,7 +30,7 @@ def test_a_uri_is_taken_apart(text: str, scheme: str, path: str, revision: str |
         ("", "is not a source URI"),
         ("data.jsonl", "file://data.jsonl"),
         ("hff://org/name", "Did you mean 'hf'"),
-        ("s3://bucket/x", "It starts with one of"),
+        ("ftp://bucket/x", "It starts with one of"),
         ("hf://", "does not name a repository"),
         ("hf://datasets/org/name", "does not name a repository"),
         ("hf://org/../name", "does not name a repository"),

@@ -1,0 +1,198 @@
+"""`mlflow://experiment`: traces of an application that people rated, as rows of a request log.
+
+A trace is an example when a person gave it a thumbs-up and nobody a thumbs-down; what a judge or a script
+says of it does not count. Feedback comes after its trace, days later maybe, so traces of the last week are
+looked at again each night. The experiment is on MLFLOW_TRACKING_URI, by default in the home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+
+from tasks.errors import WorldFailed
+from tasks.sources.permission import microseconds, moment, now
+from tasks.sources.pin import BrokenOff, Unreachable
+from tasks.sources.stream import Row, Wanted
+from tasks.sources.uri import SourceUri, nearest
+
+NOT_FINISHED = "not_finished"
+FAILED = "failed_trace"
+NO_FEEDBACK = "no_feedback"
+DISLIKED = "disliked"
+UNCLEAR = "unclear_feedback"
+NOT_A_CHAT = "not_a_chat"
+
+_PAGE = 50
+_UP = ("true", "yes", "up", "thumbs_up", "thumbs-up", "thumbsup", "positive", "good", "like", "liked", "correct", "1")
+_DOWN = (
+    "false", "no", "down", "thumbs_down", "thumbs-down", "thumbsdown", "negative", "bad", "dislike", "disliked",
+    "incorrect", "0", "-1",
+)  # fmt: skip
+
+
+class LikedTraces:
+    """An experiment's traces as a stream, by their time and id; those that nobody likes are set aside.
+
+    The URI's `filter` is one of MLflow's trace filters, `feedback` the name of the assessment that counts (all
+    of people's, where it is not given).
+    """
+
+    unit = 1000  # milliseconds
+    overlap = 7 * 86_400.0
+
+    def __init__(self, uri: SourceUri, wanted: Wanted) -> None:
+        self.uri = uri
+        self.tracking = wanted.tracking_uri or ""
+        self.client: Any = None
+        self.experiment = ""
+
+    def __enter__(self) -> LikedTraces:
+        from mlflow.tracking import MlflowClient
+
+        with self._explained(connecting=True):
+            self.client = MlflowClient(tracking_uri=self.tracking)
+            found = self.client.get_experiment_by_name(self.uri.path)
+            if found is None:
+                names = [e.name for e in self.client.search_experiments(max_results=200)]
+                way_out = f"{nearest(self.uri.path, names)}Its experiments: {', '.join(sorted(names)[:20])}."
+                raise self.uri.bad(f"names no experiment on {self.tracking}", way_out)
+            if found.lifecycle_stage != "active":
+                way_out = f"Restore it: mlflow experiments restore -x {found.experiment_id}."
+                raise self.uri.bad(f"names a deleted experiment on {self.tracking}", way_out)
+        self.experiment = found.experiment_id
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client = None
+
+    def now(self) -> int:
+        return microseconds(now()) // 1000
+
+    def rows(self, *, after: tuple[Any, ...] | None, since: int | None) -> Iterator[Row]:
+        conditions = [self.uri.params["filter"]] if "filter" in self.uri.params else []
+        if after is not None or since is not None:
+            conditions.append(f"timestamp_ms >= {since if since is not None else after[0]}")  # type: ignore[index]
+        token = None
+        while True:
+            with self._explained():
+                page = self.client.search_traces(
+                    locations=[self.experiment],
+                    filter_string=" AND ".join(conditions) or None,
+                    order_by=["timestamp_ms ASC", "request_id ASC"],
+                    max_results=_PAGE,
+                    page_token=token,
+                )
+            for trace in page:
+                row = self._row(trace)
+                if after is None or row.key > after:
+                    yield row
+            token = page.token
+            if not token:
+                return
+
+    def row(self, line: bytes) -> Row:
+        record = orjson.loads(line)
+        key = (microseconds(_moment(record["timestamp"])) // 1000, record["trace_id"])
+        return Row(key[0], key, record, line)
+
+    def _row(self, trace: Any) -> Row:
+        info = trace.info
+        request, response = _exchange(trace)
+        verdict = _verdict(info.assessments, self.uri.params.get("feedback"))
+        aside = _aside(info, request, verdict)
+        record = {
+            "trace_id": info.trace_id,
+            "timestamp": moment(info.request_time * 1000).isoformat(timespec="milliseconds"),
+            "request": request,
+            "response": response,
+            "tags": {name: value for name, value in info.tags.items() if not name.startswith("mlflow.")},
+        }
+        line = b"" if aside else orjson.dumps(record, default=str)
+        return Row(info.request_time, (info.request_time, info.trace_id), record, line, aside)
+
+    @contextmanager
+    def _explained(self, connecting: bool = False) -> Iterator[None]:
+        import requests
+        import sqlalchemy.exc
+        from mlflow.exceptions import MlflowException
+
+        place = f"{self.uri.field}: {self.uri.text}"
+        try:
+            yield
+        except MlflowException as error:
+            said = " ".join(str(error).split())[:300]
+            if isinstance(error.__cause__, requests.RequestException) or "API request to" in said:
+                raise self._gone(place, said, connecting) from error
+            if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+                raise self.uri.bad(f"has a filter that MLflow refuses ({said})", "Correct ?filter=.") from error
+            if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or error.get_http_status_code() in (
+                401,
+                403,
+            ):
+                way_out = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+                raise WorldFailed(place, f"{self.tracking} refuses to be read ({said})", way_out) from error
+            raise BrokenOff(place, f"{self.tracking} failed ({said})", "Run again later; see its log.") from error
+        except (requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+            raise self._gone(place, " ".join(str(error).split())[:300], connecting) from error
+
+    def _gone(self, place: str, said: str, connecting: bool) -> WorldFailed:
+        if connecting:
+            way_out = "Check MLFLOW_TRACKING_URI and that it runs; what was read before can be used offline."
+            return Unreachable(place, f"{self.tracking} cannot be reached ({said})", way_out)
+        return BrokenOff(place, f"{self.tracking} broke off ({said})", "Run again; what was read is kept.")
+
+
+def _moment(text: str) -> Any:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text)
+
+
+def _exchange(trace: Any) -> tuple[Any, Any]:
+    """Request and response of a trace: the root's, where it is a chat completion, else its last call's.
+
+    The last call of an agent's trace holds the conversation up to the answer that people rated.
+    """
+    spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
+    root = next((span for span in spans if span.parent_id is None), None)
+    for span in [root, *reversed(spans)]:
+        if span is not None and _has(span.inputs, "messages") and _has(span.outputs, "choices"):
+            return span.inputs, span.outputs
+    if root is not None and _has(root.inputs, "messages") and root.outputs is not None:
+        return root.inputs, root.outputs
+    return None, None
+
+
+def _has(value: Any, key: str) -> bool:
+    return isinstance(value, dict) and bool(value.get(key))
+
+
+def _verdict(assessments: list[Any], name: str | None) -> list[str]:
+    """What each person said last, as up, down or unclear."""
+    said: dict[tuple[str, str | None], str] = {}
+    for given in sorted(assessments or [], key=lambda a: a.last_update_time_ms or a.create_time_ms or 0):
+        if given.feedback is None or given.valid is False or given.error is not None:
+            continue
+        if given.source.source_type != "HUMAN" or (name and given.name != name):
+            continue
+        value = given.feedback.value
+        text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+        said[given.name, given.source.source_id] = "up" if text in _UP else "down" if text in _DOWN else "unclear"
+    return list(said.values())
+
+
+def _aside(info: Any, request: Any, verdict: list[str]) -> str | None:
+    state = info.state.value if hasattr(info.state, "value") else str(info.state)
+    if state == "IN_PROGRESS":
+        return NOT_FINISHED
+    if state == "ERROR":
+        return FAILED
+    if "down" in verdict:
+        return DISLIKED
+    if "up" not in verdict:
+        return UNCLEAR if verdict else NO_FEEDBACK
+    return NOT_A_CHAT if request is None else None

@@ -1,0 +1,108 @@
+"""`s3://` against moto's server, a process of its own that speaks S3."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks.fetch import fetch, source_inputs, verify
+from tasks.recipe import Source
+from tasks.sources import Snapshot, read_rows
+from tasks.store import Store
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with open(log, "w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
+                    break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < until, "moto did not start"
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty bucket `logs` as a client of boto3's, with `put` and the environment that leads to it."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("tasks.sources.hub.FIRST_WAIT", 0.01)
+    client = boto3.client("s3")
+    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
+    client.create_bucket(Bucket="logs")
+    client.put = lambda key, body: client.put_object(Bucket="logs", Key=key, Body=body)  # type: ignore[attr-defined]
+    return client
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def source(uri: str, **fields: Any) -> Source:
+    return Source(name="own", uri=uri, kind="chat", share=1, **fields)
+
+
+def lines(*prompts: str) -> bytes:
+    return b"".join(json.dumps({"prompt": prompt, "completion": "a"}).encode() + b"\n" for prompt in prompts)
+
+
+def prompts(store: Store, snapshot: Snapshot) -> list[str]:
+    return list(pl.concat(read_rows(store.folder(snapshot), snapshot))["prompt"])
+
+
+def test_what_a_bucket_has_is_fetched_once_and_then_only_what_came(bucket: Any, store: Store, tmp_path: Path) -> None:
+    bucket.put("night/dt=2026-01-01/a.jsonl", lines("a1", "a2"))
+    bucket.put("night/dt=2026-01-01/_SUCCESS", b"")
+    bucket.put("night/dt=2026-01-02/b.jsonl.gz", gzip.compress(lines("b1")))
+    bucket.put("nightly.jsonl", lines("another"))
+    own = source("s3://logs/night")
+    first = fetch(own, store)
+    assert prompts(store, first) == ["a1", "a2", "b1"]
+    assert json.loads(first.watermark or "")[1] == "dt=2026-01-02/b.jsonl.gz"
+    assert source_inputs(own, store) == first.inputs
+    assert fetch(own, store) == first
+    bucket.put("night/dt=2026-01-03/c.jsonl", lines("c1"))
+    second = fetch(own, store)
+    assert prompts(store, second) == ["a1", "a2", "b1", "c1"]
+    assert second.revision != first.revision
+    name = "data/dt=2026-01-01/a.jsonl"
+    assert (store.folder(first) / name).stat().st_ino == (store.folder(second) / name).stat().st_ino
+    bucket.delete_object(Bucket="logs", Key="night/dt=2026-01-01/a.jsonl")
+    bucket.put("night/dt=2026-01-02/b.jsonl.gz", gzip.compress(lines("b2")))
+    assert prompts(store, fetch(own, store)) == ["b2", "c1"]
+    assert prompts(store, first) == ["a1", "a2", "b1"]
+    assert verify(store, first) == []
