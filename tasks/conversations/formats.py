@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from tasks.conversations import message_formats, plain_formats, tool_formats, trees
+from tasks.conversations import log_formats, message_formats, plain_formats, tool_formats, trees
 from tasks.conversations.canonical import Unconvertible
 from tasks.conversations.turns import Reading, messages_of
 
@@ -139,8 +139,25 @@ _FORMATS = (
         ("messages",),
         ("tools", "functions", "system"),
         message_formats.openai,
-        _keys("messages", "role"),
+        _all(_keys("messages", "role"), _not(log_formats.looks_like_completion)),
         _LISTS,
+    ),
+    Format(
+        "request_log",
+        "log of an OpenAI-style API: request {messages, tools} and response {choices}; status, error",
+        ("request", "response"),
+        ("status", "status_code", "error"),
+        log_formats.request_log,
+        log_formats.looks_like_request,
+        {"request": ("request_body",), "response": ("response_body",)},
+    ),
+    Format(
+        "litellm_log",
+        "log of LiteLLM: messages, response {choices}, model_parameters; status, error_str",
+        ("messages", "response"),
+        ("model_parameters", "optional_params", "tools", "status", "error_str", "error_information"),
+        log_formats.litellm_log,
+        _all(_keys("messages", "role"), log_formats.looks_like_completion),
     ),
     Format(
         "sharegpt",

@@ -162,8 +162,12 @@ def _exchange(trace: Any) -> tuple[Any, Any]:
     for span in [root, *reversed(spans)]:
         if span is not None and _has(span.inputs, "messages") and _has(span.outputs, "choices"):
             return span.inputs, span.outputs
-    if root is not None and _has(root.inputs, "messages") and root.outputs is not None:
-        return root.inputs, root.outputs
+    if root is not None and _has(root.inputs, "messages"):
+        # An application of one's own may hand out the answer alone.
+        answer = root.outputs if isinstance(root.outputs, dict) else {"content": root.outputs}
+        if isinstance(answer.get("content"), str):
+            message = {**answer, "role": "assistant"}
+            return root.inputs, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
     return None, None
 
 
