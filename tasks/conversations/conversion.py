@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from tasks.conversations import columnar
 from tasks.conversations.canonical import Unconvertible
 from tasks.conversations.formats import FORMATS, Format
 from tasks.conversations.identity import row_ids
@@ -38,7 +39,7 @@ def convert(
 
     Raises BadInput where no or more than one format fits, with the columns and three rows.
     """
-    table = _mapped(raw, columns)
+    table = mapped(raw, columns)
     name = format or detect(table)
     if name not in FORMATS:
         raise BadInput("format", name, "is not a format", f"Formats: {', '.join(FORMATS)}.")
@@ -55,11 +56,13 @@ def convert(
     gathered: list[tuple[int, str, str]] = []
     if chosen.gather:
         table, gathered = chosen.gather(table)
-    parts = [_read(table.slice(at, _SLICE), chosen) for at in range(0, max(table.height, 1), _SLICE)]
+    plain = columnar.READERS[name](table) if name in columnar.READERS and table.height else None
+    rest = table.filter(~plain.which) if plain else table
+    parts = [_read(rest.slice(at, _SLICE), chosen) for at in range(0, max(rest.height, 1), _SLICE)]
     set_aside = pl.concat([pl.DataFrame(gathered, schema=SET_ASIDE, orient="row"), *(aside for _, aside in parts)])
-    conversations = pl.concat([part for part, _ in parts]).with_columns(
-        source=pl.lit(source), revision=pl.lit(revision), kind=pl.lit(kind)
-    )
+    read = [part for part, _ in parts]
+    conversations = pl.concat([plain.rows, *read]).sort("source_row") if plain else pl.concat(read)
+    conversations = conversations.with_columns(source=pl.lit(source), revision=pl.lit(revision), kind=pl.lit(kind))
     conversations = row_ids(conversations).select(*CONVERSATION).cast(CONVERSATION)  # type: ignore[arg-type]
     if conversations.height + set_aside.height != raw.height:
         raise RuntimeError(f"{raw.height} rows in, {conversations.height} converted and {set_aside.height} set aside")
@@ -90,7 +93,7 @@ def formats() -> dict[str, str]:
     return {known.name: known.about for known in FORMATS.values()}
 
 
-def _mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFrame:
+def mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFrame:
     """The table with the mapped columns alone, under our names; all of it without a mapping."""
     if columns is None:
         return raw
