@@ -260,5 +260,23 @@ _FORMATS = (
         _texts("message_id", "text", "role"),
         gather=trees.best_paths,
     ),
+    Format(
+        "open_assistant_all",
+        "the same rows: every path to an answer, best ranks first",
+        ("message_id", "parent_id", "role", "text"),
+        ("rank", "deleted", "review_result"),
+        trees.open_assistant,
+        None,
+        gather=trees.all_paths,
+    ),
+    Format(
+        "open_assistant_trees",
+        "trees as objects: prompt with role, text, rank and replies; the best-ranked path of each",
+        ("prompt",),
+        (),
+        trees.nested,
+        _says("prompt", r"['\"]replies['\"]\s*:"),
+        unless=re.compile("completion|response"),
+    ),
 )
 FORMATS = {known.name: known for known in _FORMATS}

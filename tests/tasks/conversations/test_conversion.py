@@ -250,6 +250,28 @@ EXAMPLES: dict[str, tuple[dict[str, Any], list[Turn], list[str]]] = {
         [("user", "1+1?", None, None), ("assistant", "\\boxed{2}", "Easy.", None)],
         [],
     ),
+    "Open Assistant trees": (
+        {
+            "message_tree_id": "a",
+            "prompt": json.dumps(
+                {
+                    "role": "prompter",
+                    "text": "Hi",
+                    "replies": [
+                        {"role": "assistant", "text": "No", "rank": 1, "replies": []},
+                        {
+                            "role": "assistant",
+                            "text": "Hello",
+                            "rank": 0,
+                            "replies": [{"role": "prompter", "text": "?", "replies": []}],
+                        },
+                    ],
+                }
+            ),
+        },
+        plain(("user", "Hi"), ("assistant", "Hello")),
+        [],
+    ),
 }
 
 
@@ -264,7 +286,7 @@ def test_a_format_is_detected_and_read(example: str) -> None:
 
 def test_every_format_that_can_be_detected_has_an_example() -> None:
     detected = {detect(raw([row])) for row, _, _ in EXAMPLES.values()}
-    elsewhere = {"alpaca_system", "gsm8k_direct", "open_assistant", "request_log", "litellm_log"}
+    elsewhere = {"alpaca_system", "gsm8k_direct", "open_assistant", "open_assistant_all", "request_log", "litellm_log"}
     assert detected | elsewhere == set(formats())
 
 
@@ -434,6 +456,25 @@ def test_open_assistant_trees_give_their_best_path_and_count_every_message() -> 
     expected = ["lower_ranked", "within_conversation", "within_conversation", "within_conversation", "lower_ranked",
                 "lower_ranked", "no_reply", "without_parent", "not_reviewed"]  # fmt: skip
     assert reasons == dict(enumerate(expected, start=1))
+
+
+def test_every_path_of_an_open_assistant_tree_is_a_conversation_where_the_recipe_says_so() -> None:
+    rows = [
+        oasst("a", None, "prompter", None),
+        oasst("b", "a", "assistant", 1),
+        oasst("c", "a", "assistant", 0),
+        oasst("d", "c", "prompter", 0),
+        oasst("e", "d", "assistant", None),
+        oasst("f", "b", "prompter", 0),
+        oasst("b", "a", "assistant", 2),
+        oasst("g", "a", "narrator", 3),
+    ]
+    conversations, aside = read(rows, format="open_assistant_all")
+    assert conversations["source_row"].to_list() == [4, 1]
+    assert turns(conversations, 1) == plain(("user", "text a"), ("assistant", "text b"))
+    reasons = dict(aside.select("source_row", "reason").iter_rows())
+    expected = {0: "within_conversation", 2: "within_conversation", 3: "within_conversation"}
+    assert reasons == expected | {5: "no_reply", 6: "repeated_id", 7: "no_reply"}
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(
