@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from json import encoder as json_encoder
 from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+# Made once: an encoder makes its C part anew for every value.
+_ENCODE: Callable[[object, int], Iterable[str]] = json_encoder.c_make_encoder(  # type: ignore[attr-defined]
+    None, _ENCODER.default, json_encoder.encode_basestring, None, ":", ",", True, False, False
+)
 
 # What sources call types, in lower case, as JSON Schema calls them; None stands for any value.
 _TYPES: dict[str, str | None] = {
@@ -46,7 +51,7 @@ def canonical_json(value: object) -> str:
     Raises Unconvertible for what JSON or UTF-8 cannot hold (NaN, lone surrogates).
     """
     try:
-        text = _ENCODER.encode(value)
+        text = "".join(_ENCODE(value, 0))
         if not text.isascii():
             text.encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -46,9 +46,12 @@ def openai_turn(message: Mapping[str, Any]) -> Turn:
     if role != "assistant":
         call_id = message.get("tool_call_id") if role == "tool" else None
         return Turn(role, content, call_id=call_id if isinstance(call_id, str) else None)
-    thinking = next((message[key] for key in ("reasoning_content", "reasoning", "thinking") if message.get(key)), None)
-    calls = [call for key in ("tool_calls", "function_call") if message.get(key) for call in calls_of(message[key])]
-    return assistant(content, text_of(thinking, "thinking"), calls)
+    thinking = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    calls: list[tuple[str, str]] = []
+    for key in ("tool_calls", "function_call"):
+        if written := message.get(key):
+            calls += calls_of(written)
+    return assistant(content, text_of(thinking, "thinking") if thinking else None, calls)
 
 
 def sharegpt(row: Row) -> Reading:

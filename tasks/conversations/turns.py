@@ -38,7 +38,7 @@ class Reading(NamedTuple):
 
 def role_of(name: object) -> str:
     """Our role of a source's; raises Unconvertible for an unknown one."""
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    role = (ROLES.get(name) or ROLES.get(name.strip().lower())) if isinstance(name, str) else None
     if role is None:
         raise Unconvertible("unknown_role", f"role {name!r}; known: {', '.join(ROLES)}")
     return role
@@ -138,6 +138,9 @@ def _lenient(body: str) -> Any:
 
 def joined(turns: Iterable[Turn]) -> list[Turn]:
     """Turns with consecutive assistant turns made one where the later is only calls: text, then its calls."""
+    turns = list(turns)
+    if not any(turn.calls for turn in turns):
+        return turns
     out: list[Turn] = []
     for turn in turns:
         last = out[-1] if out else None
