@@ -34,7 +34,7 @@ class Family(NamedTuple):
     template: str | None = None
 
 
-# Written after the models' documented formats: these two packages carry a tokenizer without its template.
+# Written after the model's documented format: this package carries a tokenizer without its template.
 GEMMA2 = """{{ bos_token }}
 {%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {%- for m in messages %}
@@ -42,11 +42,6 @@ GEMMA2 = """{{ bos_token }}
 {{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
-LLAMA2 = """{%- for m in messages %}
-{%- if m.role == 'system' %}{{ raise_exception('Put the system prompt into the first user message') }}
-{%- elif m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}
-{%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}
-{%- endfor %}"""
 # As DeepSeek-R1 does it: the thinking of every turn is cut off, and the generation prompt opens the next one's.
 DEEPSEEK_R1 = """{{ bos_token }}{%- for m in messages %}
 {%- if m.role == 'system' %}{{ m.content }}
