@@ -75,11 +75,13 @@ class Source(Part):
     """postgresql, mlflow: read everything again each night, so that rows changed or deleted since are followed,
     however old; null: only where consent is set, since it may be withdrawn."""
     consent: str | None = None
-    """Column that must be true in every row that is used (a dotted path reaches into objects); null: none."""
+    """postgresql, mlflow: column that must be true in every row that is used (a dotted path reaches into objects);
+    null: none."""
     time: str | None = None
-    """Column of a row's time: ISO 8601 text, or a number of seconds, milli- or microseconds since 1970."""
+    """postgresql, mlflow: column of a row's time: ISO 8601 text, or a number of seconds, milli- or microseconds since
+    1970."""
     max_age: float | None = Field(None, gt=0)
-    """Days after its time that a row may be used; null: for ever."""
+    """postgresql, mlflow: days after its time that a row may be used; null: for ever."""
 
     @model_validator(mode="after")
     def _fits_its_scheme(self) -> Self:
@@ -101,6 +103,10 @@ _ONLY_FOR = {
     "cursor": ("postgresql",),
     "overlap": ("postgresql", "mlflow"),
     "recheck": ("postgresql", "mlflow"),
+    # Elsewhere files are kept as they are: refused, for a rule that is not applied must not look as if it were.
+    "consent": ("postgresql", "mlflow"),
+    "time": ("postgresql", "mlflow"),
+    "max_age": ("postgresql", "mlflow"),
 }
 
 

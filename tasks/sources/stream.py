@@ -9,8 +9,8 @@ commit. What can go wrong with that, and what is done about it:
   behind): an `overlap` before the watermark is read again each night and merged with what is stored, row
   by row; a row that changed there replaces the stored one. A row that was deleted upstream stays, unless
   the recipe asks for `recheck`, which reads the whole stream again each night and follows every change.
-- A clock that runs ahead: the watermark never passes the time that upstream has now, so that one row of
-  the year 2099 does not hide all that come after it.
+- A clock that runs ahead: the watermark never passes the time that upstream had when it was read, so that one
+  row of the year 2099 does not hide all that come after it.
 - Equal cursors: a cursor must be unique, several columns if need be; two equal ones are an error, because
   a page that ended between them would lose the second.
 - A killed process: finished segments stay in a work folder and the next attempt goes on after them.
@@ -69,7 +69,8 @@ class Row(NamedTuple):
 
 
 class Segment(BaseModel):
-    """A run of rows. `high`: the last row's cursor; `position`: its position; `oldest`: least time in it, in µs."""
+    """A run of rows. `high`: the last row's cursor; `position`: its position; `oldest`: least time in it, in µs;
+    `limit`: upstream's own time when it was read, as a position."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,6 +79,7 @@ class Segment(BaseModel):
     high: tuple[Any, ...]
     position: int | None
     oldest: int | None
+    limit: int | None = None
 
 
 class Upstream(Protocol):
@@ -144,7 +146,7 @@ def read(upstream: Upstream, before: Chain, wanted: Wanted, stage: Path | None) 
     cutoff = wanted.permission.cutoff()
     segments = before.segments
     first, since = _start(upstream, before, wanted)
-    writer = _Writer(stage, wanted.permission, cutoff, before)
+    writer = _Writer(stage, wanted.permission, cutoff, before, upstream.now())
     for segment in segments[:first]:
         if cutoff is not None and segment.oldest is not None and segment.oldest < cutoff:
             writer.take(_rows_of(before.files[segment.digest], upstream))
@@ -192,15 +194,14 @@ def _start(upstream: Upstream, before: Chain, wanted: Wanted) -> tuple[int, int 
     damaged = next((n for n, s in enumerate(segments) if s.digest not in before.files), None)
     if damaged is not None:
         return damaged, None
-    position = segments[-1].position
+    position, limit = segments[-1].position, segments[-1].limit
     if upstream.unit is None or position is None:
         return len(segments), None
-    now = upstream.now()
     reach = upstream.overlap if wanted.overlap is None else wanted.overlap
-    ahead = now is not None and position > now
+    ahead = limit is not None and position > limit
     if not reach and not ahead:
         return len(segments), None
-    since = (min(position, now) if now is not None else position) - int(reach * upstream.unit)
+    since = (limit if limit is not None and ahead else position) - int(reach * upstream.unit)
     first = next(n for n, segment in enumerate(segments) if segment.position is not None and segment.position >= since)
     return first, since
 
@@ -253,10 +254,13 @@ def _merged(old: Iterator[Row], new: Iterator[Row]) -> Iterator[Row]:
 class _Writer:
     """Cuts rows into segments, leaves out what may not be used, and counts."""
 
-    def __init__(self, stage: Path | None, permission: Permission, cutoff: int | None, before: Chain) -> None:
+    def __init__(
+        self, stage: Path | None, permission: Permission, cutoff: int | None, before: Chain, limit: int | None
+    ) -> None:
         self.stage = stage
         self.permission = permission
         self.cutoff = cutoff
+        self.limit = limit
         self.segments: list[Segment] = []
         self.files = dict(before.files)
         self.rows_in = before.rows_in
@@ -307,6 +311,7 @@ class _Writer:
                 high=self.last.key,
                 position=self.last.position,
                 oldest=self.oldest,
+                limit=self.limit,
             )
         )
         self._clear()

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch, source_inputs, verify
 from tasks.recipe import Source
 from tasks.sources import Snapshot, read_rows
@@ -56,3 +57,84 @@ def test_a_query_is_read_once_and_then_only_what_came_after_the_watermark(log: A
     again, *_ = sorted((store.folder(second) / "data").iterdir())
     assert old.stat().st_ino == again.stat().st_ino
     assert verify(store, first) == verify(store, second) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"query": "DELETE FROM log RETURNING *"}, BadInput, "begins with DELETE"),
+        ({"query": "WITH d AS (DELETE FROM log RETURNING *) SELECT * FROM d"}, BadInput, "sources are only read"),
+        ({"query": "SELECT 1 AS id; DROP TABLE log"}, BadInput, "several statements"),
+        ({"query": "SELECT * FROM absent"}, BadInput, "is refused by the server"),
+        ({"query": "SELECT prompt FROM log"}, BadInput, r"cursor: 'id' is not a column of the query.*prompt"),
+        ({"cursor": ("completion_length",), "query": "SELECT 1.5 AS completion_length"}, BadInput, "type numeric"),
+        ({"cursor": ("day",), "query": "SELECT date '2026-01-01' AS day FROM log"}, BadInput, "of two rows"),
+        ({"query": "SELECT * FROM log WHERE false"}, BadInput, "yields no rows"),
+        ({"query": "SELECT * FROM closed"}, WorldFailed, "may not read this"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_error(
+    log: Any, store: Store, fields: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    log("CREATE TABLE closed (id int)")
+    log("REVOKE ALL ON closed FROM reader")
+    with pytest.raises(error, match=f"(?s){message}"):
+        fetch(source(log, **fields), store)
+    assert log("SELECT count(*) FROM log") == [(250,)]
+    assert store.all(Snapshot) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda uri: uri.replace("reader@", "nobody@"), WorldFailed, "refuses the user or the password"),
+        (lambda uri: uri.rpartition("/")[0] + "/absent", BadInput, "a database that is not there"),
+        (lambda uri: "postgresql://reader@127.0.0.1:9/x", WorldFailed, "cannot be reached"),
+        (lambda uri: uri.replace("reader@", "reader:hunter2@"), BadInput, "carries a secret"),
+    ],
+)
+def test_a_server_that_refuses_is_one_clear_error_without_the_password(
+    log: Any, store: Store, change: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.hub.FIRST_WAIT", 0.01)
+    with pytest.raises(error, match=message) as raised:
+        fetch(source(log, uri=change(log.uri)), store)
+    assert "hunter2" not in str(raised.value)
+    assert "reader secret" not in str(raised.value)
+
+
+def test_late_and_changed_rows_within_the_overlap_are_taken_and_deleted_ones_stay(log: Any, store: Store) -> None:
+    by_time = {"cursor": ("at", "id"), "overlap": 600}
+    fetch(source(log, **by_time), store)
+    log("UPDATE log SET completion = 'better' WHERE id = 248")
+    log("DELETE FROM log WHERE id = 249")
+    log("INSERT INTO log SELECT 1000, at + interval '1 second', 'late', 'x' FROM log WHERE id = 247")
+    log("INSERT INTO log SELECT 1001, at + interval '1 second', 'too late', 'x' FROM log WHERE id = 3")
+    second = fetch(source(log, **by_time), store)
+    held = {row["id"]: row for row in rows(store, second)}
+    assert (second.rows, held[248]["completion"], held[1000]["prompt"]) == (251, "better", "late")
+    assert 249 in held
+    assert 1001 not in held
+    followed = {row["id"] for row in rows(store, fetch(source(log, **by_time, recheck=True), store))}
+    assert (249 in followed, 1001 in followed) == (False, True)
+
+
+def test_a_row_of_the_future_does_not_hide_those_that_come_after_it(log: Any, store: Store) -> None:
+    by_time = {"cursor": ("at", "id"), "overlap": 0}
+    log("INSERT INTO log VALUES (900, '2099-01-01', 'skewed', 'x')")
+    fetch(source(log, **by_time), store)
+    log("INSERT INTO log VALUES (901, now(), 'after it', 'x')")
+    assert "after it" in [row["prompt"] for row in rows(store, fetch(source(log, **by_time), store))]
+
+
+def test_rows_without_consent_and_too_old_ones_are_counted_and_never_stored(log: Any, store: Store) -> None:
+    log("ALTER TABLE log ADD consent boolean")
+    log("UPDATE log SET consent = (id % 2 = 0), at = now() - CASE WHEN id <= 100 THEN 40 ELSE 1 END * interval '1 day'")
+    log("UPDATE log SET at = NULL WHERE id = 250")
+    own = source(log, consent="consent", time="at", max_age=30)
+    first = fetch(own, store)
+    assert (first.rows_in, first.rows) == (250, 74)
+    assert first.set_aside == {"no_consent": 125, "expired": 50, "no_time": 1}
+    log("UPDATE log SET consent = false WHERE id = 102")
+    assert 102 not in [row["id"] for row in rows(store, fetch(own, store))]
+    assert fetch(own, store) == fetch(own, store)

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch, source_inputs, verify
 from tasks.recipe import Source
 from tasks.sources import Snapshot, read_rows
@@ -106,3 +107,44 @@ def test_what_a_bucket_has_is_fetched_once_and_then_only_what_came(bucket: Any, 
     assert prompts(store, fetch(own, store)) == ["b2", "c1"]
     assert prompts(store, first) == ["a1", "a2", "b1"]
     assert verify(store, first) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "message"),
+    [
+        ("s3://absent/x", BadInput, "a bucket that is not there"),
+        ("s3://logs/absent", BadInput, "has no objects"),
+        ("s3://logs/text", BadInput, "has no data files"),
+        ("s3://logs/mixed", BadInput, "several formats"),
+        ("s3://logs/table", BadInput, "is a Delta table"),
+        ("s3://logs/blank.jsonl", BadInput, "yields no rows"),
+    ],
+)
+def test_what_a_bucket_does_not_have_is_one_clear_error(
+    bucket: Any, store: Store, uri: str, error: type[Exception], message: str
+) -> None:
+    for key, body in (("text/a.txt", b"x"), ("mixed/a.jsonl", lines("a")), ("mixed/b.csv", b"a,b\n1,2\n")):
+        bucket.put(key, body)
+    bucket.put("table/_delta_log/0.json", b"{}")
+    bucket.put("blank.jsonl", b"\n")
+    with pytest.raises(error, match=message):
+        fetch(source(uri), store)
+    assert store.all(Snapshot) == []
+
+
+def test_without_credentials_or_a_server_the_error_says_what_to_set(
+    bucket: Any, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket.put("a.jsonl", lines("a"))
+    snapshot = fetch(source("s3://logs/a.jsonl"), store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("tasks.sources.hub.ATTEMPTS", 2)
+    with pytest.raises(WorldFailed, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
+        fetch(source("s3://logs/other.jsonl"), store)
+    assert fetch(source("s3://logs/a.jsonl"), store) == snapshot
+    assert f"Going on with commit {snapshot.revision}" in caplog.text
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(WorldFailed, match="Set AWS_ACCESS_KEY_ID"):
+        fetch(source("s3://logs/a.jsonl"), store)
