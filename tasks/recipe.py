@@ -143,31 +143,6 @@ class Sensitive(Part):
     """Countries (ISO 3166, two capitals) whose numbers are found without their prefix as well."""
 
 
-class Change(Part):
-    """What a source is compared in with itself on the last night that passed, and how bad a change is; null: not
-    compared. critical stops the night, warning and info report it."""
-
-    rows: Severity | None = "critical"
-    """More than rows_lost of the rows are gone."""
-    rows_lost: float = Field(0.5, gt=0, lt=1)
-    """Share of the rows that may be gone."""
-    columns_vanished: Severity | None = "critical"
-    """A column of the raw source is gone."""
-    columns_new: Severity | None = "warning"
-    """The raw source has a column that it had not."""
-    kind_vanished: Severity | None = "critical"
-    """What a hundredth of the conversations did (call tools, think, take several turns, open with a system turn),
-    none does."""
-    language: Severity | None = "warning"
-    """The shares of languages moved, in a sample of the conversations."""
-    language_psi: float = Field(0.25, gt=0)
-    """Largest population stability index of the shares of languages that passes."""
-    length: Severity | None = "warning"
-    """The lengths of conversations or of what is trained on in them moved."""
-    length_ks: float = Field(0.2, gt=0, le=1)
-    """Largest Kolmogorov-Smirnov distance of the distributions of tokens that passes."""
-
-
 class Quality(Part):
     """What the data gate asks of the conversations."""
 
@@ -186,8 +161,6 @@ class Quality(Part):
     """Languages (ISO 639-1, two letters) that conversations may be in; null: any, and none is looked for."""
     sensitive: Sensitive = Sensitive()
     """What is done about secrets and personal data."""
-    change: Change = Change()
-    """What is compared with the last night that passed."""
 
 
 class Mixture(Part):

@@ -183,6 +183,19 @@ class Store:
         found = [kind.model_validate_json(path.read_bytes()) for path in (self.root / kind.kind).glob(f"*/{MANIFEST}")]
         return sorted(found, key=lambda m: m.made_at)
 
+    def latest(self, kind: type[M], line: str) -> M | None:
+        """The newest output of a line, which is a digest of what its outputs have in common; None where none is."""
+        try:
+            address = (self.root / "latest" / f"{kind.kind}-{line}").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return self.find(kind, address)
+
+    def set_latest(self, line: str, manifest: Manifest) -> None:
+        """Make an output the newest of a line."""
+        (self.root / "latest").mkdir(exist_ok=True)
+        write_whole(self.root / "latest" / f"{manifest.kind}-{line}", manifest.address)
+
     def make(
         self,
         kind: type[M],

@@ -20,6 +20,8 @@ from tasks.training import BACKENDS, Adapter, Progress, TrainingSpec, run, steps
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
 
+LONGEST = 1_048_576  # tokens: where the recipe keeps what is longer than its model's bound, nothing is too long
+
 
 def adapter_inputs(recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot) -> dict[str, Any]:
     """What an adapter depends on: `Store.address(Adapter, adapter_inputs(...))` is where it is, or will be.
@@ -64,7 +66,7 @@ def train(
             base_weights=weights_digest(base),
             train=rows / "train.parquet",
             validation=rows / "validation.parquet" if "validation" in splits else None,
-            max_length=recipe.base.max_length,
+            max_length=recipe.base.max_length if recipe.quality.over_length != "keep" else LONGEST,
             chat_template=recipe.base.chat_template,
             training=recipe.training,
         )

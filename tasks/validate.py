@@ -12,27 +12,56 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow.parquet as pq
 
-from tasks.conversations import CONVERSATION, Conversations, Finding, Renderer, convert, detect
-from tasks.errors import BadInput, Refused, WorldFailed
-from tasks.quality import RULES, Rule, applied, example, first_reasons, reasons, required_share, row_flags, settle
+from tasks.conversations import (
+    CONVERSATION,
+    Conversations,
+    Finding,
+    Judge,
+    Preparation,
+    Renderer,
+    gather,
+    prepare,
+    write_rows,
+)
+from tasks.errors import Refused, WorldFailed
+from tasks.quality import (
+    CHANGES,
+    RULES,
+    Rule,
+    applied,
+    example,
+    first_reasons,
+    mended,
+    reasons,
+    required_share,
+    row_flags,
+    settle,
+)
 from tasks.recipe import Base, Kind, Quality, Recipe, Source
-from tasks.sources import BaseSnapshot, Snapshot, read_rows
-from tasks.store import Store, code_digest, digest, home
+from tasks.sources import COLUMNS, BaseSnapshot, Snapshot, read_batches
+from tasks.store import Store, code_digest, digest, file_digest, home
 
 if TYPE_CHECKING:
     from expectations import Outcome, RowRule
 
 UNCONVERTIBLE = Rule("unconvertible", "critical", "Every row of the source can be read as a conversation.", "source")
 SET_ASIDE = Rule("set_aside", "critical", "Few enough rows are set aside, whatever the reason.", "source")
-TOKENS = {"row_id": pl.String, "input_ids": pl.List(pl.Int32), "loss_mask": pl.List(pl.Boolean)}
+ROW_CODE = (
+    "rules", "turns", "calls", "text", "sensitive", "language", "flags", "mending", "judgement", "examples",
+)  # fmt: skip
+LIBRARIES = (
+    "polars", "great-expectations", "jsonschema-rs", "transformers", "tokenizers",
+    "lingua-language-detector", "phonenumbers", "detect-secrets",
+)  # fmt: skip
 QUARANTINE = {**CONVERSATION, "reasons": pl.List(pl.String), "detail": pl.String}
 
 
@@ -104,13 +133,10 @@ def conversations_inputs(
     return {
         "code": code_digest(
             "tasks/validate.py",
-            *(
-                f"tasks/quality/{part}.py"
-                for part in ("rules", "turns", "calls", "text", "flags", "judgement", "examples")
-            ),
+            *(f"tasks/quality/{part}.py" for part in ROW_CODE),
             "tasks/conversations",
             "expectations",
-            libraries=("polars", "great-expectations", "jsonschema-rs", "transformers", "tokenizers"),
+            libraries=LIBRARIES,
         ),
         "source": source.name,
         "snapshot": snapshot.address,
@@ -124,48 +150,74 @@ def conversations_inputs(
     }
 
 
+def _line(inputs: Mapping[str, Any], snapshot: Path) -> str:
+    """What a raw row's conversation, tokens and flags depend on beside the row: nights that agree share rows."""
+    rows = {**inputs, "snapshot": None, "columns_read": file_digest(snapshot / COLUMNS)}
+    of_all_rows = ("min_rows", "max_set_aside", "ignore", "rules")
+    return digest({**rows, "quality": {k: v for k, v in inputs["quality"].items() if k not in of_all_rows}})
+
+
 def _gated(
     night: str, source: Source, snapshot: Snapshot, base: Base, model: BaseSnapshot, quality: Quality, store: Store
 ) -> Conversations:
-    rules = applied(quality.ignore)
+    rules = applied(quality)
     inputs = conversations_inputs(source, snapshot, base, model, quality)
+    line = _line(inputs, store.folder(snapshot))
 
     def build(work: Path) -> dict[str, Any]:
         renderer = Renderer.open(store.folder(model), base.chat_template)
-        pile = _judge(source, snapshot, store.folder(snapshot), renderer, base.max_length, work / "parts")
-        sorted_out = _sort_out(pile, rules, renderer, work)
-        shutil.rmtree(work / "parts")
+        earlier = store.latest(Conversations, line)
+        taken = store.folder(earlier) if earlier else None
+        judge = partial(_judged, quality=quality, special_tokens=renderer.special_tokens, max_length=base.max_length)
+        pile = _judge(source, snapshot, store.folder(snapshot), renderer, judge, work, taken)
+        regions = quality.sensitive.phone_regions
+        sorted_out = _sort_out(pile, rules, renderer, source, snapshot.revision, work, regions)
+        pile.changed.write_parquet(work / "changed.parquet")
         findings = _decide(f"{night}-{source.name}", source.kind, pile, sorted_out, rules, quality, work / "docs")
         return {
             "source": source.name,
             "snapshot": snapshot.address,
             "row_kind": source.kind,
-            "format": pile.format,
+            "format": pile.prepared.format,
+            "encoding": pile.prepared.encoding,
             "passed": not any(finding.stops for finding in findings),
             "findings": tuple(findings),
-            "rows_in": pile.rows_in,
+            "rows_in": pile.facts.height,
             "rows_out": sorted_out.rows_out,
             "set_aside": sorted_out.set_aside,
+            "changed": dict(pile.changed["change"].value_counts(sort=True).iter_rows()),
             "tokens": sorted_out.tokens,
             "supervised_tokens": sorted_out.supervised_tokens,
         }
 
-    return store.make(Conversations, inputs, build)[0]
+    gated, _ = store.make(Conversations, inputs, build)
+    store.set_latest(line, gated)
+    return gated
 
 
 @dataclass
 class _Pile:
-    """A source's rows after the first pass: parts on disk, and what was found of them in memory."""
+    """A source's rows after the first pass: segments on disk, and what was found of the rows in memory.
 
-    format: str
-    rows_in: int = 0
-    parts: list[Path] = field(default_factory=list)
-    found: pl.DataFrame = field(default_factory=pl.DataFrame)
-    turns: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.Int64))
-    source_rows: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.Int64))
-    rejected: pl.DataFrame = field(
-        default_factory=lambda: pl.DataFrame(schema={"source_row": pl.Int64, "reason": pl.String, "detail": pl.String})
-    )
+    `facts`: a line a row of the source; `found`: the flags of those that could be converted.
+    """
+
+    prepared: Preparation
+    facts: pl.DataFrame
+    found: pl.DataFrame
+
+    @property
+    def rejected(self) -> pl.DataFrame:
+        """The rows that could not be converted: source_row, reason, detail."""
+        return self.facts.filter(pl.col("reason").is_not_null()).select("source_row", "reason", "detail")
+
+    @property
+    def changed(self) -> pl.DataFrame:
+        """What was changed about rows (CHANGES)."""
+        if "changes" not in self.facts.columns:
+            return pl.DataFrame(schema=CHANGES)
+        rows = self.facts.filter(pl.col("changes").is_not_null())
+        return rows.select("source_row", "row_id", "was", change="changes").explode("change").cast(CHANGES)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -181,83 +233,95 @@ class _SortedOut:
     supervised_tokens: int = 0
 
 
-def _judge(source: Source, snapshot: Snapshot, folder: Path, renderer: Renderer, max_length: int, parts: Path) -> _Pile:
-    """First pass: convert, render and flag batch by batch; each batch becomes a part on disk."""
-    parts.mkdir()
-    pile = _Pile(format=source.format or "")
-    found, turns, source_rows, rejected = [], [], [], [pile.rejected]
-    for raw in read_rows(folder, snapshot):
-        if not pile.format:
-            # Once, on the first rows: a later batch must not be read another way.
-            pile.format = detect(_as_mapped(raw, source.columns))
-        rows, aside = convert(
-            raw,
-            source=source.name,
-            revision=snapshot.revision,
-            kind=source.kind,
-            format=pile.format,
-            columns=source.columns,
-        )
-        rendered = renderer.render(rows)
-        found.append(row_flags(rows, rendered, special_tokens=renderer.special_tokens, max_length=max_length))
-        turns.append(rows["messages"].list.len().cast(pl.Int64))
-        source_rows.append(raw["source_row"])
-        rejected.append(aside)
-        pile.rows_in += raw.height
-        pile.parts.append(parts / f"{len(pile.parts):05d}.parquet")
-        pl.concat([rows, rendered.drop("row_id")], how="horizontal").write_parquet(pile.parts[-1], compression="lz4")
-    if found:
-        pile.found = settle(pl.concat(found))
-        pile.turns, pile.source_rows = pl.concat(turns), pl.concat(source_rows)
+def _judge(
+    source: Source, snapshot: Snapshot, folder: Path, renderer: Renderer, judge: Judge, work: Path, earlier: Path | None
+) -> _Pile:
+    """First pass: convert, render and flag batch by batch, but for rows that an earlier night has dealt with."""
+    prepared = prepare(
+        lambda: read_batches(folder, snapshot),
+        renderer,
+        judge,
+        work,
+        kind=source.kind,
+        format=source.format,
+        columns=source.columns,
+        earlier=earlier,
+    )
+    facts = prepared.facts(work)
+    converted = facts.filter(pl.col("reason").is_null())
+    if converted.is_empty():
+        found = pl.DataFrame(schema={"row_id": pl.String, **{rule.name: pl.Boolean for rule in RULES}})
     else:
-        pile.found = pl.DataFrame(schema={"row_id": pl.String, **{rule.name: pl.Boolean for rule in RULES}})
-    pile.rejected = pl.concat(rejected)
-    return pile
+        found = settle(converted)
+    return _Pile(prepared, facts, found)
 
 
-def _as_mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFrame:
-    if columns is None:
-        return raw
-    known = {ours: theirs for ours, theirs in columns.items() if theirs in raw.columns}
-    if missing := sorted(set(columns.values()) - set(known.values())):
-        raise BadInput(
-            "columns", missing[0], "is not a column of the source", f"Columns: {', '.join(sorted(raw.columns))}."
-        )
-    return raw.select("source_row", **{ours: pl.col(theirs) for ours, theirs in known.items()})
+def _judged(
+    rows: pl.DataFrame, render: Callable[[pl.DataFrame], pl.DataFrame], quality: Quality, **settings: Any
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Conversations as they will be trained on, rendered, and with each its flags and what was changed."""
+    rows, rendered, changed = mended(rows, render, quality, settings["max_length"])
+    found = row_flags(rows, rendered, quality=quality, **settings).drop("row_id")
+    changes = changed.group_by("source_row").agg(pl.col("was").first(), changes=pl.col("change"))
+    told = rows.select("source_row").join(changes, on="source_row", how="left", maintain_order="left")
+    return rows, rendered, pl.concat([found, told.drop("source_row")], how="horizontal")
 
 
-def _sort_out(pile: _Pile, rules: Sequence[Rule], renderer: Renderer, work: Path) -> _SortedOut:
-    """Second pass: every row to conversations.parquet and tokens.parquet, or to quarantine.parquet."""
+def _sort_out(
+    pile: _Pile,
+    rules: Sequence[Rule],
+    renderer: Renderer,
+    source: Source,
+    revision: str,
+    work: Path,
+    regions: Sequence[str] = (),
+) -> _SortedOut:
+    """Second pass: which rows are kept, which go to quarantine.parquet, and an example of what each rule found."""
     lists = reasons(pile.found, rules)
     counts = pile.found.select(pl.col(rule.name).sum() for rule in rules).row(0, named=True) if rules else {}
-    rejected = Counter(pile.rejected["reason"].to_list())
-    out = _SortedOut(
+    converted = pile.facts["reason"].is_null()
+    places = converted.arg_true()
+    kept = pl.zeros(len(converted), pl.Int8, eager=True).cast(pl.Boolean).scatter(places, lists.list.len() == 0)
+    index = pile.prepared.index.with_columns(kept=kept)
+    about = {"source": source.name, "revision": revision, "kind": source.kind}
+    write_rows(work, index, pile.prepared.segments, **about)
+
+    example_of = {rule.name: at for rule in rules if (at := pile.found[rule.name].arg_max()) is not None}
+    example_of = {name: at for name, at in example_of.items() if pile.found[name][at]}
+    shown = index[places[sorted(set(example_of.values()))]] if example_of else index.clear()
+    looked_at = {row["source_row"]: row for row in _full(pile, shown, about, work)}
+    examples = {
+        name: example(name, row, special_tokens=renderer.special_tokens, problem=row["problem"], phone_regions=regions)
+        for name, at in example_of.items()
+        if (row := looked_at[index["source_row"][places[at]]])
+    }
+    with _Parquet(work / "quarantine.parquet", QUARANTINE) as quarantine:
+        quarantine.write(_unconverted(pile.rejected))
+        aside = index[places].with_columns(reasons=lists).filter(~pl.col("kept"))
+        for rows in _whole(pile, aside, about, work):
+            quarantine.write(rows.with_columns(detail=pl.col("problem")))
+    keeps = pile.facts.filter(kept)
+    return _SortedOut(
         reasons=lists,
         counts={name: int(rows) for name, rows in counts.items()},
-        examples={},
-        set_aside=dict(Counter(first_reasons(lists)) + rejected),
+        examples=examples,
+        set_aside=dict(Counter(first_reasons(lists)) + Counter(pile.rejected["reason"].to_list())),
+        rows_out=keeps.height,
+        tokens=int(keeps["tokens"].sum()),
+        supervised_tokens=int(keeps["supervised_tokens"].sum()),
     )
-    with (
-        _Parquet(work / "conversations.parquet", CONVERSATION) as conversations,
-        _Parquet(work / "tokens.parquet", TOKENS) as tokens,
-        _Parquet(work / "quarantine.parquet", QUARANTINE) as quarantine,
-    ):
-        quarantine.write(_unconverted(pile.rejected))
-        at = 0
-        for part in pile.parts:
-            rows = pl.read_parquet(part)
-            why = lists.slice(at, rows.height)
-            _collect_examples(out.examples, pile.found.slice(at, rows.height), rows, rules, renderer)
-            keep = why.list.len() == 0
-            kept = rows.filter(keep)
-            conversations.write(kept)
-            tokens.write(kept)
-            quarantine.write(rows.with_columns(reasons=why, detail=pl.col("problem")).filter(~keep))
-            out.rows_out += kept.height
-            out.tokens += int(kept["tokens"].sum())
-            out.supervised_tokens += int(kept["supervised_tokens"].sum())
-            at += rows.height
-    return out
+
+
+def _whole(pile: _Pile, index: pl.DataFrame, about: Mapping[str, str], work: Path) -> Iterator[pl.DataFrame]:
+    """Rows with all that a conversation has, in the index's order, and the problem that rendering them met."""
+    columns = ("row_id", "messages", "tools", "problem")
+    for rows in gather(work, pile.prepared.segments, index, columns):
+        yield rows.with_columns(**{name: pl.lit(value) for name, value in about.items()})
+
+
+def _full(pile: _Pile, index: pl.DataFrame, about: Mapping[str, str], work: Path) -> Iterator[dict[str, Any]]:
+    for rows in _whole(pile, index, about, work):
+        yield from rows.iter_rows(named=True)
 
 
 def _unconverted(rejected: pl.DataFrame) -> pl.DataFrame:
@@ -267,18 +331,6 @@ def _unconverted(rejected: pl.DataFrame) -> pl.DataFrame:
         reasons=pl.concat_list("reason"),
         **{c: pl.lit(None) for c in CONVERSATION if c != "source_row"},
     )
-
-
-def _collect_examples(
-    examples: dict[str, str], found: pl.DataFrame, rows: pl.DataFrame, rules: Sequence[Rule], renderer: Renderer
-) -> None:
-    for rule in rules:
-        at = None if rule.name in examples else found[rule.name].arg_max()
-        if at is not None and found[rule.name][at]:
-            row = rows.row(at, named=True)
-            examples[rule.name] = example(
-                rule.name, row, special_tokens=renderer.special_tokens, problem=row["problem"]
-            )
 
 
 class _Parquet:
@@ -328,7 +380,9 @@ def _decide(
     }
     kept = out.reasons.list.len() == 0
     flagged = pile.found.select("row_id", *(rule.name for rule in rules)).with_columns(
-        kind=pl.lit(kind), turns=pile.turns, kept=kept.cast(pl.Int8)
+        kind=pl.lit(kind),
+        turns=pile.facts.filter(pl.col("reason").is_null())["turns"].cast(pl.Int64),
+        kept=kept.cast(pl.Int8),
     )
     tables = [
         Table(
@@ -354,14 +408,13 @@ def _decide(
             "Nothing is known about the data, so the night stops; nothing was stored.",
         ) from error
     shutil.copyfile(docs / f"{name}-conversations.html", docs / "index.html")
-    return _findings(outcomes, asked, pile.rows_in)
+    return _findings(outcomes, asked, pile.facts.height)
 
 
 def _raw_frame(pile: _Pile, kept: pl.Series) -> pl.DataFrame:
     """A row of the source each: its number, whether it could be converted, and whether it was set aside."""
-    converted = pile.source_rows.is_in(pile.rejected["source_row"].implode()).not_()
-    frame = pl.DataFrame({"source_row": pile.source_rows, UNCONVERTIBLE.name: ~converted})
-    places = frame.with_row_index("at").filter(~pl.col(UNCONVERTIBLE.name))["at"]
+    frame = pile.facts.select("source_row", pl.col("reason").is_not_null().alias(UNCONVERTIBLE.name))
+    places = (~frame[UNCONVERTIBLE.name]).arg_true()
     aside = frame[UNCONVERTIBLE.name].scatter(places, ~kept) if frame.height else frame[UNCONVERTIBLE.name]
     return frame.with_columns(aside.alias(SET_ASIDE.name))
 

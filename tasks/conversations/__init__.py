@@ -4,8 +4,10 @@ from tasks.conversations.answer import Answer, ToolCall
 from tasks.conversations.canonical import canonical_json, canonical_tools
 from tasks.conversations.conversion import convert, detect, formats
 from tasks.conversations.identity import prompt_key, row_ids
+from tasks.conversations.preparation import Judge, Preparation, prepare
 from tasks.conversations.render import Renderer
 from tasks.conversations.schema import CONVERSATION, MESSAGES, Conversations, Finding
+from tasks.conversations.segments import gather, read_conversations, write_conversations, write_rows
 
 __all__ = [
     "CONVERSATION",
@@ -13,6 +15,8 @@ __all__ = [
     "Answer",
     "Conversations",
     "Finding",
+    "Judge",
+    "Preparation",
     "Renderer",
     "ToolCall",
     "canonical_json",
@@ -20,6 +24,11 @@ __all__ = [
     "convert",
     "detect",
     "formats",
+    "gather",
+    "prepare",
     "prompt_key",
+    "read_conversations",
     "row_ids",
+    "write_conversations",
+    "write_rows",
 ]

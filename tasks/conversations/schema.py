@@ -8,10 +8,10 @@ canonical JSON (sorted keys, no spaces): a nested, ever-changing struct has no p
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.recipe import Kind
 from tasks.store import RowManifest
@@ -63,7 +63,9 @@ class Conversations(RowManifest):
 
     Files: `conversations.parquet` (schema CONVERSATION), `tokens.parquet` (row_id, input_ids: list of
     i32, loss_mask: list of bool), `quarantine.parquet` (rows set aside, with `reasons`: list of rule
-    names, and `detail`), `docs/` (Great Expectations Data Docs).
+    names, and `detail`), `changed.parquet` (rows that the recipe had redacted or truncated: source_row, row_id, `was`
+    before, `change`), `docs/` (Great Expectations Data Docs).
+    `changed`: rows by change.
     """
 
     kind = "conversations"
@@ -74,5 +76,7 @@ class Conversations(RowManifest):
     format: str
     passed: bool
     findings: tuple[Finding, ...]
+    changed: dict[str, int] = Field(default_factory=dict)
     tokens: int
     supervised_tokens: int
+    encoding: dict[str, Any] = Field(default_factory=dict)

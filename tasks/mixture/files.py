@@ -9,7 +9,7 @@ else: one thread encodes, and row groups, compression and statistics are pinned.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,36 +17,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.conversations import CONVERSATION
-from tasks.errors import WorldFailed
+from tasks.conversations import CONVERSATION, read_conversations
 from tasks.mixture.split import SPLITS
 
 BUCKET_ROWS = 32_768
-BATCH_ROWS = 8_192
 ROW_GROUP = 4_096
-
-
-def conversations_with_tokens(folder: Path) -> Iterator[pl.DataFrame]:
-    """A gated source's rows with `input_ids` and `loss_mask`, and `at`, their place in the file, batch by batch.
-
-    Raises WorldFailed when the two files do not hold the same rows in the same order.
-    """
-    files = [pl.scan_parquet(folder / name) for name in ("conversations.parquet", "tokens.parquet")]
-    damaged = WorldFailed(
-        str(folder),
-        "conversations.parquet and tokens.parquet do not hold the same rows in the same order",
-        "Remove that folder from the store; the night makes it again.",
-    )
-    counts = [file.select(pl.len()).collect().item() for file in files]
-    if counts[0] != counts[1]:
-        raise damaged
-    conversations = files[0].with_row_index("at")
-    tokens = files[1].select(pl.col("row_id").alias("token_row_id"), "input_ids", "loss_mask")
-    both = pl.concat([conversations, tokens], how="horizontal")
-    for batch in both.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
-        if not batch.filter(pl.col("row_id").ne_missing(pl.col("token_row_id"))).is_empty():
-            raise damaged
-        yield batch.drop("token_row_id")
 
 
 def write_splits(places: pl.DataFrame, folders: Mapping[str, Path], work: Path) -> None:
@@ -67,7 +42,7 @@ def write_splits(places: pl.DataFrame, folders: Mapping[str, Path], work: Path) 
 def _scatter(places: pl.DataFrame, folder: Path, scratch: Path, suffix: str) -> None:
     with ExitStack() as stack:
         writers: dict[Path, pa.RecordBatchFileWriter] = {}
-        for batch in conversations_with_tokens(folder):
+        for batch in read_conversations(folder):
             wanted = batch.join(places, on="at", how="inner").drop("at")
             for (split, bucket), rows in wanted.group_by(["split", "bucket"]):
                 table = _plain(rows.drop("split", "bucket"))

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tasks.conversations import prompt_key
-from tasks.mixture.files import conversations_with_tokens
+from tasks.conversations import prompt_key, read_conversations
 from tasks.mixture.split import hash64, hash128
 from tasks.quality import WordFile, Words, fingerprints, opening_hashes, said, word_hashes
 
@@ -59,7 +58,7 @@ def gather(folders: Mapping[str, Path], seed: int, scratch: Path) -> Index:
     parts, counts = [], [np.zeros(1, np.int64)]
     said_file, turn_file = WordFile(scratch / "said"), WordFile(scratch / "turns")
     for source, folder in folders.items():
-        for batch in conversations_with_tokens(folder):
+        for batch in read_conversations(folder):
             light = batch.select(
                 "at",
                 "row_id",
@@ -93,8 +92,8 @@ def excerpts(index: pl.DataFrame, rows: Sequence[int], folders: Mapping[str, Pat
     wanted = index.filter(pl.col("row").is_in(rows)).select("row", "source", "at")
     found: dict[int, str] = {}
     for (source,), part in wanted.group_by(["source"]):
-        file = pl.scan_parquet(folders[str(source)] / "conversations.parquet").with_row_index("at")
-        texts = file.join(part.lazy(), on="at").select("row", "messages").collect()
-        shortened = said(texts)["all"].str.replace_all(r"\s+", " ").str.strip_chars().str.slice(0, 160)
-        found.update(zip(texts["row"].to_list(), shortened.to_list(), strict=True))
+        for batch in read_conversations(folders[str(source)], part["at"].to_list()):
+            texts = batch.join(part, on="at", maintain_order="left")
+            shortened = said(texts)["all"].str.replace_all(r"\s+", " ").str.strip_chars().str.slice(0, 160)
+            found.update(zip(texts["row"].to_list(), shortened.to_list(), strict=True))
     return found

@@ -5,11 +5,13 @@ from tasks.quality.duplicates import exact_duplicates, fingerprints, said
 from tasks.quality.examples import example
 from tasks.quality.flags import flags, row_flags, settle
 from tasks.quality.judgement import first_reasons, reasons, required_share
+from tasks.quality.mending import CHANGES, mended
 from tasks.quality.near import Bands, near_duplicates, near_pairs
 from tasks.quality.rules import RULES, Rule, applied
 from tasks.quality.words import WordFile, Words, word_hashes
 
 __all__ = [
+    "CHANGES",
     "RULES",
     "Bands",
     "Rule",
@@ -23,6 +25,7 @@ __all__ = [
     "fingerprints",
     "first_reasons",
     "flags",
+    "mended",
     "near_duplicates",
     "near_pairs",
     "opened_with",

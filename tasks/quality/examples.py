@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.quality import text
+from tasks.quality.sensitive import DETECTORS, found_in
 
 WIDTH = 160
 # Where in the text to look; Python's re reads these character classes, not those with \p{...}.
@@ -18,10 +19,8 @@ _PATTERNS = {
     "invisible_character": "[\u200b-\u200d\u2060-\u2064\ufeff\u180e\u00ad\u115f\u1160\u3164\U000e0001-\U000e007f]",
     "bidi_control": f"{text.BIDI_OVERRIDE}|{text.BIDI_MARK}",
     "placeholder": r"\{\{[^{}]{3,44}\}\}|<[A-Za-z你您在请][^<>]{2,50}>|\[[A-Za-z][^\]]{3,60}\]|\$\{\w+\}|【[^】]+】",
-    "secret": text.SECRET,
     "call_in_text": r"</?tool_call>|<function|\[TOOL_CALLS\]|Action:",
     "html_entity": text.ENTITY,
-    "email_address": text.EMAIL,
     "ai_disclaimer": f"{text.DISCLAIMERS}|{text.DISCLAIMER.removeprefix('(?i)')}",
     **dict.fromkeys(
         ("think_unclosed", "think_unopened", "think_nested", "think_repeated", "think_outside_assistant"), r"</?think>"
@@ -30,14 +29,26 @@ _PATTERNS = {
 
 
 def example(
-    rule: str, row: Mapping[str, Any], *, special_tokens: Sequence[str] = (), problem: str | None = None
+    rule: str,
+    row: Mapping[str, Any],
+    *,
+    special_tokens: Sequence[str] = (),
+    problem: str | None = None,
+    phone_regions: Sequence[str] = (),
 ) -> str:
     """What a row (of schema CONVERSATION, as a dict) looks like where it breaks a rule, in about 160 characters.
 
-    A secret is shown by its first characters only.
+    Of a secret and of what is personal the first characters are shown, and no more.
     """
     if rule in ("render_problem", "empty_loss_mask") and problem:
         return shown(problem)
+    if detector := next((detector for detector in DETECTORS if detector.name == rule), None):
+        for role, piece in _texts(row):
+            if spans := found_in(piece, detector, phone_regions):
+                start, end = spans[0]
+                hint = piece[start : start + (2 if end - start < 24 else 6)]
+                return f"row {row['source_row']}, {role}: {shown(f'{piece[max(0, start - 60) : start]}{hint}…')}"
+        return f"row {row['source_row']}"
     pattern = _PATTERNS.get(rule)
     if rule == "special_token":
         pattern = "|".join(map(re.escape, text.guarded(special_tokens))) or None
@@ -46,8 +57,6 @@ def example(
             if found := re.search(pattern, piece):
                 start, end = max(0, found.start() - 60), found.end() + 60
                 around = piece[start : found.start()] + found.group()[:80] + piece[found.end() : end]
-                if rule == "secret":
-                    around = f"{piece[start : found.start()]}{found.group()[:6]}…"
                 return f"row {row['source_row']}, {role}: {shown(around)}"
     turns = row["messages"] or []
     said = " | ".join(f"{turn['role']}: {_said(turn)}" for turn in turns[-3:])

@@ -11,27 +11,42 @@ from collections.abc import Sequence
 import polars as pl
 
 from tasks.quality.calls import call_flags
-from tasks.quality.rules import RULES
+from tasks.quality.language import language_flags
+from tasks.quality.rules import DEFAULT, RULES
+from tasks.quality.sensitive import sensitive_flags
 from tasks.quality.text import endings, text_flags
 from tasks.quality.turns import Turns, order_flags, thinking_flags
+from tasks.recipe import Quality
 
 # A source has a habit when at least this share of the rows it concerns, and at least so many, show it.
 ENDS_SENTENCES, ANSWERS_CALLS, HABIT_ROWS = 0.75, 0.9, 20
 
 
 def flags(
-    rows: pl.DataFrame, rendered: pl.DataFrame, *, special_tokens: Sequence[str], max_length: int
+    rows: pl.DataFrame,
+    rendered: pl.DataFrame,
+    *,
+    special_tokens: Sequence[str],
+    max_length: int,
+    quality: Quality = DEFAULT,
 ) -> pl.DataFrame:
     """row_id and one Boolean column a rule, in the rows' order.
 
     `rows`: schema CONVERSATION. `rendered`: row by row the same conversations as `Renderer.render` gives
-    them (row_id, problem, tokens, supervised_tokens). Lengths are in tokens. No cell is null.
+    them (row_id, problem, tokens, supervised_tokens). Lengths are in tokens. `quality` says which languages are
+    allowed and which sensitive texts are looked for; a rule that it does not ask for is kept by every row. No cell
+    is null.
     """
-    return settle(row_flags(rows, rendered, special_tokens=special_tokens, max_length=max_length))
+    return settle(row_flags(rows, rendered, special_tokens=special_tokens, max_length=max_length, quality=quality))
 
 
 def row_flags(
-    rows: pl.DataFrame, rendered: pl.DataFrame, *, special_tokens: Sequence[str], max_length: int
+    rows: pl.DataFrame,
+    rendered: pl.DataFrame,
+    *,
+    special_tokens: Sequence[str],
+    max_length: int,
+    quality: Quality = DEFAULT,
 ) -> pl.DataFrame:
     """Flags of the rules that need no other row, and how each row ends; to be settled."""
     if not rows["row_id"].equals(rendered["row_id"]):
@@ -42,6 +57,8 @@ def row_flags(
         **thinking_flags(laid),
         **call_flags(laid),
         **text_flags(laid, special_tokens),
+        **sensitive_flags(laid, quality.sensitive),
+        **language_flags(laid, quality.languages),
         "render_problem": rendered["problem"].is_not_null(),
         # A row that could not be rendered has no mask that could be empty.
         "empty_loss_mask": rendered["problem"].is_null() & (rendered["supervised_tokens"].fill_null(0) == 0),
@@ -49,7 +66,10 @@ def row_flags(
         **{f"_{name}": column for name, column in endings(laid).items()},
     }
     return pl.DataFrame(
-        {"row_id": rows["row_id"], **{name: column.fill_null(False) for name, column in columns.items()}}
+        {
+            "row_id": rows["row_id"],
+            **{name: column.fill_null(False) for name, column in columns.items()},
+        }
     )
 
 

@@ -7,6 +7,8 @@ to quarantine and is not trained on; the others are only reported. Severity says
 - warning: the row can be trained on and would teach something unwanted;
 - info: worth knowing, set aside never.
 
+A recipe may give any rule another severity or another `mostly` (`quality.rules`).
+
 The night stops when the share of rows set aside, by whatever rule, is above the recipe's
 `quality.max_set_aside`. `mostly` is for rules whose break in many rows means that source and
 template do not belong together: with fewer than that share of the rows keeping such a rule the night
@@ -16,23 +18,23 @@ stops whatever the recipe allows.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tasks.errors import BadInput
+from tasks.recipe import Quality, RuleSetting, Severity
 
-Severity = Literal["critical", "warning", "info"]
-LooksAt = Literal["turns", "thinking", "tools", "text", "rendered", "source"]
+DEFAULT = Quality()
+LooksAt = Literal["turns", "thinking", "tools", "text", "sensitive", "rendered", "source"]
 
 
 @dataclass(frozen=True)
 class Rule:
     """One row rule; `explanation` is one sentence that says what a row must be like.
 
-    `looks_at`: the turns' order and presence, the thinking, tools and calls, the text, the rendered
-    tokens, or the row beside all others of its source. `required` rules cannot be ignored: their
-    rows have nothing to train on.
+    `looks_at`: the turns' order and presence, the thinking, tools and calls, the text, secrets and personal
+    data in it, the rendered tokens, or the row beside all others of its source. `required` rules cannot
+    be ignored: their rows have nothing to train on.
     """
 
     name: str
@@ -115,7 +117,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("bidi_control", "warning", "No text holds characters that reverse the direction of what is shown.", "text"),
     Rule("placeholder", "warning", "No placeholder such as {{name}} or <your answer> is left outside code.", "text"),
-    Rule("secret", "warning", "No text holds a private key or an access token of a known form.", "text"),
+    Rule("secret", "warning", "No text holds a private key or an access token of a known form.", "sensitive"),
+    Rule("phone_number", "warning", "No text holds a telephone number that can be dialled.", "sensitive"),
+    Rule("payment_card", "warning", "No text holds the number of a payment card.", "sensitive"),
+    Rule("bank_account", "warning", "No text holds an international bank account number.", "sensitive"),
+    Rule("national_id", "warning", "No text holds a social security or resident identity number.", "sensitive"),
+    Rule("language", "warning", "The answers are in a language that the recipe allows.", "text"),
     Rule("refusal", "warning", "No answer declines, except where tools are declared and none fits.", "text"),
     Rule("ai_disclaimer", "warning", "No answer speaks of itself as a language model that cannot.", "text"),
     Rule("answer_is_question", "warning", "No answer only repeats the user's turn.", "text"),
@@ -165,24 +172,48 @@ RULES: tuple[Rule, ...] = (
     Rule("tools_missing", "info", "Tool conversations declare tools.", "tools"),
     Rule("tools_unused", "info", "Declared tools are called.", "tools"),
     Rule("html_entity", "info", "No HTML entity such as &quot; is left outside code.", "text"),
-    Rule("email_address", "info", "No text holds an e-mail address outside the domains kept for examples.", "text"),
+    Rule(
+        "email_address", "info", "No text holds an e-mail address outside the domains kept for examples.", "sensitive"
+    ),
 )
 BY_NAME = {rule.name: rule for rule in RULES}
 
 
-def applied(ignore: Iterable[str] = ()) -> tuple[Rule, ...]:
-    """The rules without the ignored ones, in the order in which they name a row's first reason.
+def applied(quality: Quality = DEFAULT) -> tuple[Rule, ...]:
+    """The rules as a recipe has them, in the order in which they name a row's first reason.
 
-    Raises BadInput for an unknown name, with the nearest known one, and for a rule that cannot be ignored.
+    Left out are those that it ignores and those that look for what it does not ask for; severity and `mostly` are
+    the recipe's where it states them. Raises BadInput for an unknown name, with the nearest known one, and for a
+    rule whose rows cannot be trained on and so cannot be let through.
     """
-    ignored = set(ignore)
-    for name in sorted(ignored):
+    for name in sorted({*quality.ignore, *quality.rules}):
+        field = "quality.ignore" if name in quality.ignore else "quality.rules"
         if name not in BY_NAME:
             near = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.4)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise BadInput("quality.ignore", name, "is no rule", f"{hint}Rules: {', '.join(BY_NAME)}.")
-        if BY_NAME[name].required:
+            raise BadInput(field, name, "is no rule", f"{hint}Rules: {', '.join(BY_NAME)}.")
+        let_through = name in quality.ignore or quality.rules[name].severity == "info"
+        if BY_NAME[name].required and let_through:
             raise BadInput(
-                "quality.ignore", name, "cannot be ignored: such rows have nothing to train on", "Leave it out."
+                field, name, "cannot be let through: such rows have nothing to train on", "Leave it out there."
             )
-    return tuple(rule for rule in RULES if rule.name not in ignored)
+    return tuple(
+        _as_asked(rule, quality) for rule in RULES if rule.name not in quality.ignore and _asked(rule, quality)
+    )
+
+
+def _asked(rule: Rule, quality: Quality) -> bool:
+    if rule.looks_at == "sensitive":
+        return getattr(quality.sensitive, rule.name) is not None
+    return rule.name != "language" or quality.languages is not None
+
+
+def _as_asked(rule: Rule, quality: Quality) -> Rule:
+    setting = quality.rules.get(rule.name, RuleSetting())
+    severity = setting.severity or rule.severity
+    if rule.looks_at == "sensitive" and setting.severity is None:
+        severity = "info" if getattr(quality.sensitive, rule.name) == "report" else "warning"
+    if rule.name == "over_length" and quality.over_length == "keep" and setting.severity is None:
+        severity = "info"
+    mostly = rule.mostly if setting.mostly is None else setting.mostly
+    return replace(rule, severity=severity, mostly=mostly)

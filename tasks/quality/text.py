@@ -75,20 +75,6 @@ PLACEHOLDER = "|".join(
 )
 # What every placeholder that does not begin with < has in it.
 _PLACEHOLDER_SIGN = r"\{\{|\[|\$\{|%\(|orem ipsum|TODO|【"
-SECRET = "|".join(
-    (
-        r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
-        r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-        r"\bgh[pousr]_[A-Za-z0-9]{36}\b|\bgithub_pat_[A-Za-z0-9_]{60,}",
-        r"\bglpat-[A-Za-z0-9_-]{20,}",
-        r"\bsk-(?:proj-|ant-|svcacct-)?[A-Za-z0-9_-]{32,}",
-        r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}",
-        r"\bAIza[0-9A-Za-z_-]{35}\b",
-        r"\bhf_[A-Za-z]{34}\b",
-        r"\b[rs]k_live_[0-9A-Za-z]{20,}",
-        r"\bnpm_[A-Za-z0-9]{36}\b|\bpypi-AgEIcHlwaS[A-Za-z0-9_-]{20,}",
-    )
-)
 _CANNOT = (
     r"(?:can(?:no|['’])t|can not|won['’]t|will not|must decline|do(?:n['’]t| not) have the (?:ability|capability)|"
     r"(?:['’]m |am |['’]re |are )?"
@@ -137,8 +123,6 @@ DISCLAIMER = (
     r"(?:n['’]t|not| not| no| unable| only| lack)\b"
 )
 ENTITY = r"&(?:quot|amp|lt|gt|nbsp|apos|#0?39|#x27|#\d{2,5});"
-EMAIL = r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b"
-EMAIL_EXAMPLE = r"(?i)@(?:[a-z0-9-]+\.)*(?:example\.(?:com|org|net)|(?:test|example|invalid|localhost|local))\b"
 
 # An answer that stops in the middle: its last line is prose, long, and ends on a letter or a joint.
 OPEN_END = r"[\p{L}\p{M},，、;；(（\[{<=+&/—–-]\z"
@@ -188,7 +172,6 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
                 PLACEHOLDER,
             ),
         ),
-        "secret": laid.where(text.str.contains(SECRET), pieces),
         "call_in_text": laid.where(
             pl.lit(True),
             _outside_code(
@@ -198,10 +181,6 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
         ),
         "html_entity": laid.where(
             pl.lit(True), _outside_code(answers.filter(text.str.contains("&", literal=True)), ENTITY)
-        ),
-        "email_address": laid.where(
-            text.str.replace_all(EMAIL_EXAMPLE, "").str.contains(EMAIL),
-            pieces.filter(text.str.contains("@", literal=True)),
         ),
         "refusal": laid.where(text.str.contains(REFUSAL), answers) & ~tools,
         "ai_disclaimer": laid.where(text.str.contains(DISCLAIMERS) | text.str.contains(DISCLAIMER), talked_of),

@@ -14,8 +14,10 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
+import pyarrow as pa
 
 # A shape is what JSON can hold: the name of a scalar; [shape] for a list of scalars; {field: scalar}
 # in a list for a list of structs. `json` is a text column in which all but strings are JSON text.
@@ -57,12 +59,30 @@ def dtype(shape: Shape) -> Any:
 
 def frame(columns: Columns, records: list[dict[str, Any]]) -> pl.DataFrame:
     """Records as a frame of exactly these columns; a field that a record lacks is null."""
-    return pl.DataFrame(
-        [
-            pl.Series(name, [_fit(record.get(name), shape) for record in records], dtype=dtype(shape), strict=True)
-            for name, shape in columns.items()
-        ]
-    )
+    return pl.DataFrame([_column(name, [record.get(name) for record in records], columns[name]) for name in columns])
+
+
+def _column(name: str, values: list[Any], shape: Shape) -> pl.Series:
+    if isinstance(shape, list) and isinstance(shape[0], dict):
+        return pl.Series(name, pl.from_arrow(_objects(values, shape[0]))).cast(dtype(shape))
+    if shape != "text" or not {type(value) for value in values} <= {str, type(None)}:
+        values = [_fit(value, shape) for value in values]
+    return pl.Series(name, values, dtype=dtype(shape), strict=True)
+
+
+def _objects(values: list[Any], fields: dict[str, str]) -> pa.Array:
+    """Lists of objects of scalars, built field by field over all of them: many times faster than one by one."""
+    items = [item for value in values for item in value or ()]
+    counts = np.fromiter((len(value or ()) for value in values), np.int64, len(values))
+    none: dict[str, Any] = {}
+    parts = [
+        _column(field, [(item or none).get(field) for item in items], shape).to_arrow()
+        for field, shape in fields.items()
+    ]
+    missing = pa.array([item is None for item in items], pa.bool_()) if None in items else None
+    objects = pa.StructArray.from_arrays(parts, list(fields), mask=missing)
+    absent = pa.array([value is None for value in values], pa.bool_()) if None in values else None
+    return pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)])), objects, mask=absent)
 
 
 def _shape(value: object) -> Shape:

@@ -21,8 +21,7 @@ from typing import IO, Any, cast
 import orjson
 
 from tasks.errors import BadInput
-
-Record = dict[str, Any]
+from tasks.sources.pieces import Lines, Piece, Record, Records, Table, bad_line
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKED = (".gz", ".zst")
@@ -39,8 +38,8 @@ def is_data_file(name: str) -> bool:
     return name.lower().endswith(DATA_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
-def read_records(path: Path, shown: str, *, header: bool = True) -> Iterator[list[Record]]:
-    """The records of one data file in batches; `shown` is the file's name in messages.
+def read_pieces(path: Path, shown: str, *, header: bool = True) -> Iterator[Piece]:
+    """The rows of one data file, piece by piece; `shown` is the file's name in messages.
 
     `header`: whether the first line of a CSV file names its columns; else they are column_1, column_2, ...
 
@@ -52,9 +51,9 @@ def read_records(path: Path, shown: str, *, header: bool = True) -> Iterator[lis
             if kind == ".parquet":
                 yield from _parquet(file, shown)
             elif kind in (".csv", ".tsv"):
-                yield from _csv(file, shown, "\t" if kind == ".tsv" else ",", header)
+                yield from map(Records, _csv(file, shown, "\t" if kind == ".tsv" else ",", header))
             elif kind == ".json":
-                yield from _json(file, shown)
+                yield from map(Records, _json(file, shown))
             else:
                 yield from _json_lines(file, shown)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -138,57 +137,36 @@ class _Zstandard(io.RawIOBase):
         return taken
 
 
-def _parquet(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
+def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         parquet = pyarrow.parquet.ParquetFile(file)
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS // 10):
-            yield [_without_nulls(record) for record in batch.to_pylist(maps_as_pydicts="strict")]
+            yield Table(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
             shown, str(error)[:200], "is not a whole Parquet file", "Fetch or write the file again."
         ) from error
 
 
-def _without_nulls(record: Record) -> Record:
-    """Nested structs without their null fields: a Parquet struct has no other way to say that a field is absent."""
-    return {name: _pruned(value) if isinstance(value, dict | list) else value for name, value in record.items()}
-
-
-def _pruned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _pruned(inner) for name, inner in value.items() if inner is not None}
-    return [_pruned(item) for item in value] if isinstance(value, list) else value
-
-
-def _json_lines(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
-    batch: list[Record] = []
+def _json_lines(file: IO[bytes], shown: str) -> Iterator[Piece]:
+    batch = Lines(shown)
     size = 0
     for number, line in enumerate(file, 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.isspace():
+        if not (line := line.strip()):
             continue
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise _bad_line(shown, number, line, f"is not JSON ({error.msg})") from error
-        if not isinstance(value, dict):
-            raise _bad_line(shown, number, line, "is not a JSON object")
-        batch.append(value)
+        batch.lines.append(line)
+        batch.numbers.append(number)
         size += len(line)
-        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+        if len(batch.lines) >= BATCH_ROWS or size >= BATCH_BYTES:
             yield batch
-            batch, size = [], 0
-    if batch:
+            batch, size = Lines(shown), 0
+    if batch.lines:
         yield batch
-
-
-def _bad_line(shown: str, number: int, line: bytes, problem: str) -> BadInput:
-    excerpt = line.strip()[:80].decode("utf-8", "replace")
-    return BadInput(f"{shown}:{number}", excerpt, problem, "Correct or remove that line.")
 
 
 def _not_finite(text: str) -> None:
@@ -224,15 +202,15 @@ def _json(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
                     closed, at = True, at + 1
                     continue
                 if sign != "{" or closed:
-                    raise _bad_line(shown, line, pending[at : at + 80].encode(), "is not a JSON object")
+                    raise bad_line(shown, line, pending[at : at + 80].encode(), "is not a JSON object")
                 try:
                     end = decoder.raw_decode(pending, at)[1]
                 except RecursionError as error:
-                    raise _bad_line(shown, line, pending[at : at + 80].encode(), "is nested too deep") from error
+                    raise bad_line(shown, line, pending[at : at + 80].encode(), "is nested too deep") from error
                 except ValueError as error:
                     if read:
                         break
-                    raise _bad_line(
+                    raise bad_line(
                         shown, line, pending[at : at + 80].encode(), f"begins what is not JSON ({error})"
                     ) from error
                 batch.append(_strict(shown, line, pending[at:end]))
@@ -262,7 +240,7 @@ def _strict(shown: str, line: int, text: str) -> Record:
     try:
         return dict(orjson.loads(text))
     except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
-        raise _bad_line(shown, line, text[:80].encode(errors="replace"), f"is not JSON ({error})") from error
+        raise bad_line(shown, line, text[:80].encode(errors="replace"), f"is not JSON ({error})") from error
 
 
 def _skip(text: str, at: int) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import orjson
 import polars as pl
 
 from tasks.errors import BadInput
 from tasks.sources.columns import Columns, frame, observe
-from tasks.sources.records import is_data_file, read_records
+from tasks.sources.pieces import Piece
+from tasks.sources.records import is_data_file, read_pieces
 from tasks.sources.snapshot import Snapshot
 from tasks.sources.uri import SourceUri, parse_uri
 from tasks.store import write_whole
@@ -31,15 +33,40 @@ def read_rows(folder: Path, snapshot: Snapshot) -> Iterator[pl.DataFrame]:
 
     Memory is bounded by a batch, whatever the size of the source.
     """
+    for batch in read_batches(folder, snapshot):
+        yield batch.frame()
+
+
+class Batch:
+    """Rows of a snapshot that have not been parsed yet.
+
+    `first`: the number of the first one in the snapshot; `keys`: (rows, 2) u64, equal for rows of equal content.
+    """
+
+    def __init__(self, columns: Columns, piece: Piece, first: int) -> None:
+        self._columns, self._piece = columns, piece
+        self.first = first
+        self.keys = piece.keys()
+
+    def __len__(self) -> int:
+        return len(self._piece)
+
+    def frame(self, places: np.ndarray | None = None) -> pl.DataFrame:
+        """The rows, or those at some places in the batch, as `read_rows` gives them."""
+        records = self._piece.records(None if places is None else places.tolist())
+        numbers = np.arange(len(self)) if places is None else places
+        return frame(self._columns, records).with_columns(pl.Series(ROW_NUMBER, self.first + numbers, dtype=pl.Int64))
+
+
+def read_batches(folder: Path, snapshot: Snapshot) -> Iterator[Batch]:
+    """The rows of a snapshot as `read_rows` gives them, each batch parsed only when and where it is asked to be."""
     columns: Columns = orjson.loads((folder / COLUMNS).read_bytes())
     header = has_header(parse_uri(snapshot.uri))
     row = 0
     for path in data_files(folder):
-        for records in read_records(path, shown_name(folder, path), header=header):
-            yield frame(columns, records).with_columns(
-                pl.int_range(row, row + len(records), dtype=pl.Int64).alias(ROW_NUMBER)
-            )
-            row += len(records)
+        for piece in read_pieces(path, shown_name(folder, path), header=header):
+            yield Batch(columns, piece, row)
+            row += len(piece)
 
 
 def survey(folder: Path, *, header: bool = True) -> int:
@@ -50,9 +77,9 @@ def survey(folder: Path, *, header: bool = True) -> int:
     columns: Columns = {}
     rows = 0
     for path in data_files(folder):
-        for records in read_records(path, shown_name(folder, path), header=header):
-            observe(columns, records)
-            rows += len(records)
+        for piece in read_pieces(path, shown_name(folder, path), header=header):
+            observe(columns, piece.records())
+            rows += len(piece)
     if ROW_NUMBER in columns:
         raise BadInput(
             ROW_NUMBER, str(columns[ROW_NUMBER]), "is a column of the source", "Rename it: rows are numbered so."

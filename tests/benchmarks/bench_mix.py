@@ -13,48 +13,62 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tasks.conversations import CONVERSATION, Conversations
+from tasks.conversations import CONVERSATION, Conversations, write_conversations
 from tasks.mix import mix
-from tasks.recipe import parse
+from tasks.recipe import Kind, parse
 from tasks.store import Store
 
-SOURCES = {"first": ("chat", 0.5), "second": ("reasoning", 0.5)}
+SOURCES: dict[str, tuple[Kind, float]] = {"first": ("chat", 0.5), "second": ("reasoning", 0.5)}
 CHUNK = 20_000
+VOCABULARY = 30_000
 
 
-def make_source(store: Store, name: str, kind: str, rows: int, seed: int) -> Conversations:
-    """A gated source of texts drawn from a skewed vocabulary, in the store."""
+def make_source(store: Store, name: str, kind: Kind, rows: int, seed: int) -> Conversations:
+    """A gated source of sentences drawn from a skewed vocabulary, in the store."""
     draw = np.random.Generator(np.random.PCG64(seed))
     letters = np.array(list("etaoinshrdlucmfwygpb"))
-    vocabulary = ["".join(draw.choice(letters, draw.integers(2, 11))) for _ in range(30_000)]
-    chances = 1 / np.arange(3, 30_003)
-    chances /= chances.sum()
+    words = ["".join(draw.choice(letters, draw.integers(2, 11))) for _ in range(VOCABULARY)]
+    # Every twelfth word ends a sentence; now and then a paragraph.
+    spelled = np.array([words, [f"{word}, {word.capitalize()}" for word in words], [f"{w}.\n\nSo" for w in words]])
+    chances = np.cumsum(1 / np.arange(3, VOCABULARY + 3))
+    chances /= chances[-1]
 
-    def build(work: Path) -> dict[str, Any]:
-        tokens = supervised = 0
-        conversations, token_files = [], []
+    def texts(first: int, last: int) -> Iterator[tuple[str, str]]:
+        made: list[tuple[str, str]] = []
+        for number in range(first, last):
+            chance = draw.random()
+            if made and chance < 0.02:
+                pair = made[draw.integers(len(made))]
+            elif made and chance < 0.07:
+                asked, answer = made[draw.integers(len(made))]
+                pair = (f"{words[number % VOCABULARY]} {asked}", f"{answer} {words[number % 977]}")
+            else:
+                length = int(draw.integers(40, 262))
+                style = np.zeros(length, np.int64)
+                style[11::12] = 1
+                style[59::60] = 2
+                chosen = spelled[style, np.searchsorted(chances, draw.random(length))].tolist()
+                pair = (f"{' '.join(chosen[:30])} {number}?", " ".join(chosen[30:]) + ".")
+            made.append(pair)
+            yield pair
+
+    counted = {"tokens": 0, "supervised_tokens": 0}
+
+    def batches() -> Iterator[pl.DataFrame]:
         for first in range(0, rows, CHUNK):
-            chunk: list[tuple[str, str]] = []
-            for number in range(first, min(first + CHUNK, rows)):
-                chance = draw.random()
-                if chunk and chance < 0.02:
-                    chunk.append(chunk[draw.integers(len(chunk))])
-                elif chunk and chance < 0.07:
-                    asked, answer = chunk[draw.integers(len(chunk))]
-                    chunk.append((asked, f"{answer} {vocabulary[number % 30_000]}"))
-                else:
-                    words = draw.choice(30_000, int(draw.integers(60, 400)), p=chances)
-                    spelled = [vocabulary[word] for word in words]
-                    chunk.append((f"{' '.join(spelled[:40])} {number}?", " ".join(spelled[40:]) + "."))
-            lengths = [(60, max(1, len(answer) // 4)) for _, answer in chunk]
+            chunk = list(texts(first, min(first + CHUNK, rows)))
+            thought = [answer[: len(answer) // 2] if kind == "reasoning" else None for _, answer in chunk]
+            said = [answer[len(t or "") :] for t, (_, answer) in zip(thought, chunk, strict=True)]
             frame = pl.DataFrame(
                 {
                     "row_id": [hashlib.sha256("\0".join((kind, *pair)).encode()).hexdigest()[:32] for pair in chunk],
@@ -63,31 +77,30 @@ def make_source(store: Store, name: str, kind: str, rows: int, seed: int) -> Con
                     "source_row": range(first, first + len(chunk)),
                     "kind": kind,
                     "messages": [
-                        [{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in chunk
+                        [{"role": "user", "content": a}, {"role": "assistant", "thinking": t, "content": b}]
+                        for (a, _), t, b in zip(chunk, thought, said, strict=True)
                     ],
                     "tools": None,
                 },
                 schema=CONVERSATION,
             )
-            part = pl.DataFrame(
-                {
-                    "row_id": frame["row_id"],
-                    "input_ids": pl.Series([range(a + b) for a, b in lengths], dtype=pl.List(pl.Int32)),
-                    "loss_mask": pl.Series([[False] * a + [True] * b for a, b in lengths], dtype=pl.List(pl.Boolean)),
-                }
+            asked, answered = (np.array([len(pair[n]) // 4 + 4 for pair in chunk]) for n in (0, 1))
+            counts = asked + answered
+            offsets = np.concatenate([[0], np.cumsum(counts)])
+            ids = np.searchsorted(chances, draw.random(int(offsets[-1]))).astype(np.int32)
+            mask = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts) >= np.repeat(asked, counts)
+            counted["tokens"] += int(counts.sum())
+            counted["supervised_tokens"] += int(answered.sum())
+            yield frame.with_columns(
+                pl.Series("input_ids", pa.LargeListArray.from_arrays(offsets, ids)),
+                pl.Series("loss_mask", pa.LargeListArray.from_arrays(offsets, pa.array(mask))),
             )
-            tokens += sum(a + b for a, b in lengths)
-            supervised += sum(b for _, b in lengths)
-            for files, piece in ((conversations, frame), (token_files, part)):
-                files.append(work / f"part{len(files)}-{'messages' in piece.columns}.parquet")
-                piece.write_parquet(files[-1])
-        for files, target in ((conversations, "conversations"), (token_files, "tokens")):
-            pl.scan_parquet(files).sink_parquet(work / f"{target}.parquet")
-            for file in files:
-                file.unlink()
+
+    def build(work: Path) -> dict[str, Any]:
+        write_conversations(work, batches())
         return {
             "source": name, "snapshot": "0" * 64, "row_kind": kind, "format": "native", "passed": True, "findings": (),
-            "tokens": tokens, "supervised_tokens": supervised, "rows_in": rows, "rows_out": rows, "set_aside": {},
+            "rows_in": rows, "rows_out": rows, "set_aside": {}, **counted,
         }  # fmt: skip
 
     return store.make(Conversations, {"source": name, "rows": rows, "seed": seed, "tokenizer": "t" * 64}, build)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tasks.conversations import CONVERSATION, Conversations
+from tasks.conversations import CONVERSATION, Conversations, write_conversations
 from tasks.store import Store
 
 Row = dict[str, Any]
@@ -79,17 +79,13 @@ def gated(store: Store) -> Callable[..., Conversations]:
         ]
         frame = pl.DataFrame(given, schema=CONVERSATION)
         lengths = [(row["prompt_tokens"], row["answer_tokens"]) for row in rows]
-        tokens = pl.DataFrame(
-            {
-                "row_id": frame["row_id"],
-                "input_ids": pl.Series([list(range(p + a)) for p, a in lengths], dtype=pl.List(pl.Int32)),
-                "loss_mask": pl.Series([[False] * p + [True] * a for p, a in lengths], dtype=pl.List(pl.Boolean)),
-            }
+        frame = frame.with_columns(
+            input_ids=pl.Series([list(range(p + a)) for p, a in lengths], dtype=pl.List(pl.Int32)),
+            loss_mask=pl.Series([[False] * p + [True] * a for p, a in lengths], dtype=pl.List(pl.Boolean)),
         )
 
         def build(work: Path) -> dict[str, Any]:
-            frame.write_parquet(work / "conversations.parquet")
-            tokens.write_parquet(work / "tokens.parquet")
+            write_conversations(work, [frame])
             return {
                 "source": source,
                 "snapshot": "0" * 64,

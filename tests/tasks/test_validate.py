@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.conversations import CONVERSATION, Conversations, Renderer, canonical_tools
+from tasks.conversations import (
+    CONVERSATION,
+    Conversations,
+    Preparation,
+    Renderer,
+    canonical_tools,
+    read_conversations,
+    row_ids,
+)
 from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.fetch import fetch
 from tasks.quality import RULES, applied, first_reasons, flags, reasons
 from tasks.recipe import Base, Quality, Recipe, Source, parse
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
-from tasks.validate import _decide, _judge, _Pile, _sort_out, _SortedOut, check, markdown, validate
+from tasks.validate import _decide, _judge, _judged, _Pile, _sort_out, _SortedOut, check, markdown, validate
 
 TEMPLATE = (Path(__file__).resolve().parents[2] / "deployments" / "recipes" / "chatml-hybrid.jinja").read_text()
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -108,16 +117,14 @@ def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
         7: ["replacement_character", "placeholder"],
         9: ["special_token", "render_problem"],
     }
-    kept = pl.read_parquet(folder / "conversations.parquet")
-    tokens = pl.read_parquet(folder / "tokens.parquet")
-    assert dict(kept.schema) == dict(pl.Schema(CONVERSATION))
-    assert kept["row_id"].equals(tokens["row_id"])
-    assert tokens["input_ids"].list.len().sum() == gated.tokens
-    assert tokens["loss_mask"].list.sum().sum() == gated.supervised_tokens > 0
+    kept = pl.concat(read_conversations(folder))
+    assert dict(kept.select(*CONVERSATION).schema) == dict(pl.Schema(CONVERSATION))
+    assert kept["at"].to_list() == list(range(37))
+    assert kept["input_ids"].list.len().sum() == gated.tokens
+    assert kept["loss_mask"].list.sum().sum() == gated.supervised_tokens > 0
     assert kept.filter(pl.col("row_id").is_duplicated())["source_row"].to_list() == [19, 20]
     assert {finding.rule: finding.rows for finding in gated.findings}["exact_duplicate"] == 1
     assert "| placeholder | warning | 1 |" in markdown(gated, store)
-    assert not (folder / "parts").exists()
 
 
 def test_pages_tell_the_rules_and_fetch_nothing(tmp_path: Path, base: BaseSnapshot, store: Store) -> None:
@@ -195,8 +202,10 @@ def test_a_rule_with_a_share_of_its_own_stops_the_night_whatever_the_recipe_allo
         found = pl.DataFrame({"row_id": [f"{i:032x}" for i in range(n)]}).with_columns(
             (pl.int_range(n) < (broken if rule.name == "tools_malformed" else 0)).alias(rule.name) for rule in RULES
         )
-        rows = pl.Series(range(n), dtype=pl.Int64)
-        pile = _Pile(format="openai", rows_in=n, found=found, turns=rows, source_rows=rows)
+        facts = pl.DataFrame({"source_row": range(n), "turns": [2] * n}).with_columns(
+            reason=pl.lit(None, pl.String), detail=pl.lit(None, pl.String)
+        )
+        pile = _Pile(Preparation("openai", [], facts, {}), facts, found)
         lists = reasons(found, RULES)
         out = _SortedOut(
             reasons=lists,
@@ -209,6 +218,32 @@ def test_a_rule_with_a_share_of_its_own_stops_the_night_whatever_the_recipe_allo
 
     assert findings(5) == {"tools_malformed": False, "set_aside": False}
     assert findings(6) == {"tools_malformed": True, "set_aside": False}
+
+
+@pytest.mark.parametrize(
+    ("over_length", "kept", "changed"), [("set aside", 19, {}), ("truncate", 20, {"truncated": 1}), ("keep", 20, {})]
+)
+def test_the_recipe_decides_what_becomes_of_long_rows_and_of_secrets(
+    over_length: str, kept: int, changed: dict[str, int], tmp_path: Path, base: BaseSnapshot, store: Store
+) -> None:
+    rows = chats(20, " (long)")
+    rows[4]["messages"] *= 90
+    rows[7]["messages"][1]["content"] += " It is ghp_" + "a1B2" * 9 + "."
+    source = source_of(tmp_path, rows)
+    gated = gate(source, base, store, over_length=over_length, sensitive={"secret": "redact"})
+    assert gated.rows_out == kept
+    assert gated.changed == {"redacted secret": 1, **changed}
+    told = pl.read_parquet(store.folder(gated) / "changed.parquet")
+    assert set(told["source_row"]) == {7} | ({4} if changed else set())
+    given = pl.concat(read_conversations(store.folder(gated)))
+    lengths = given["input_ids"].list.len()
+    if over_length == "truncate":
+        # Not one exchange more would have fitted.
+        assert 2000 - lengths.min() < lengths.max() <= 2000
+    assert (given["messages"].list.len().max() == 180) == (over_length == "keep")
+    said = given.filter(source_row=7)["messages"][0].to_list()[1]["content"]
+    assert said == "After 7 comes 8. It is [SECRET_1]."
+    assert given["row_id"].equals(row_ids(given)["row_id"])
 
 
 def test_an_empty_source_stops_the_night(base: BaseSnapshot, store: Store) -> None:
@@ -291,13 +326,13 @@ def test_rows_in_are_rows_out_and_rows_set_aside(
     source = source.model_copy(update={"format": "openai"})
     snapshot = fetch(source, store)
     renderer = Renderer.open(store.folder(base), TEMPLATE)
-    pile = _judge(source, snapshot, store.folder(snapshot), renderer, 2000, folder / "parts")
-    out = _sort_out(pile, applied(), renderer, folder)
-    kept = pl.read_parquet(folder / "conversations.parquet")
+    judge = partial(_judged, quality=Quality(), special_tokens=renderer.special_tokens, max_length=2000)
+    pile = _judge(source, snapshot, store.folder(snapshot), renderer, judge, folder, None)
+    out = _sort_out(pile, applied(), renderer, source, snapshot.revision, folder)
+    kept = pl.concat(read_conversations(folder))
     aside = pl.read_parquet(folder / "quarantine.parquet")
-    assert pile.rows_in == len(rows) == kept.height + aside.height == out.rows_out + sum(out.set_aside.values())
+    assert pile.facts.height == len(rows) == kept.height + aside.height == out.rows_out + sum(out.set_aside.values())
     assert sorted([*kept["source_row"], *aside["source_row"]]) == list(range(len(rows)))
-    assert pl.read_parquet(folder / "tokens.parquet")["row_id"].equals(kept["row_id"])
     assert Counter(why[0] for why in aside["reasons"].to_list()) == Counter(out.set_aside)
     again = renderer.render(kept)
     assert again["problem"].null_count() == kept.height

@@ -20,10 +20,21 @@ from typing import Any
 import polars as pl
 
 from tasks.conversations import CONVERSATION
+from tasks.recipe import Quality, Sensitive
 
 Row = dict[str, Any]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>", "  ")
 MAX_LENGTH = 4096
+# Every detector that a recipe can ask for. The clean conversations are in many languages.
+ALL = Quality(
+    languages=("en", "zh", "ja", "ko", "ar", "fa", "he", "hi", "th", "fr", "de", "pt", "is", "ru", "el", "nl"),
+    sensitive=Sensitive(
+        **dict.fromkeys(
+            ("secret", "email_address", "phone_number", "payment_card", "bank_account", "national_id"), "set aside"
+        ),
+        phone_regions=("US", "DE"),
+    ),
+)
 
 PARAMETERS = {
     "get_weather": {"city": "string", "days": "integer"},
@@ -231,6 +242,7 @@ class Defect:
     rule: str
     kinds: tuple[str, ...]
     spoil: Callable[[Row, random.Random], None]
+    private: str = ""  # what no message may show
 
 
 ANY, CHATTY, TALK = ("chat", "reasoning", "tool"), ("chat", "reasoning"), ("chat",)
@@ -409,6 +421,18 @@ DEFECTS: dict[str, Defect] = {
     "exact copy": Defect("a conversation that is there twice", "exact_duplicate", ANY, lambda row, rng: None),
     "entity": Defect("an HTML entity left from a page", "html_entity", ANY, _slip("&quot;so&quot;")),
     "e-mail": Defect("somebody's e-mail address", "email_address", ANY, _slip("jo.doe@mail.acme-corp.com")),
+    "web token": Defect("a JSON web token", "secret", ANY, _slip("eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiI0MiJ9.c2lnbmF0dXJlLW9mLXNvbWU")),
+    "payment key": Defect("a live key of a payment service", "secret", ANY, _slip("sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc")),
+    "bot token": Defect("a chat bot's token", "secret", ANY, _slip("110201543:" + "AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1")),
+    "storage key": Defect("a cloud storage's key", "secret", ANY, _slip("AccountKey=" + "aB3dE5gH" * 10 + "aB3dE5==" )),
+    "phone": Defect("a telephone number with its prefix", "phone_number", ANY, _slip("(it is: +49 30 901820, I think)"), "901820"),
+    "national phone": Defect("a telephone number as its country writes it", "phone_number", ANY, _slip("(it is: (212) 736-5000, I think)", "user"), "736-5000"),
+    "card": Defect("the number of a payment card", "payment_card", ANY, _slip("(it is: 4539 5787 6362 1486, I think)"), "5787"),
+    "IBAN": Defect("an international bank account number", "bank_account", ANY, _slip("(it is: DE89 3704 0044 0532 0130 00, I think)"), "3704"),
+    "SSN": Defect("a social security number", "national_id", ANY, _slip("(it is: 536-90-4399, I think)"), "90-4399"),
+    "resident id": Defect("a Chinese resident identity number", "national_id", ANY, _slip("(it is: 11010519491231002X, I think)"), "19491231"),
+    "Spanish": Defect("an answer in a language that is not allowed", "language", TALK, _turns(lambda m: [m[-2], turn("assistant", "Los ríos llevan el agua desde las montañas hasta el mar, y muchos de ellos son lentos cerca del final.")])),
+    "Finnish": Defect("another such language", "language", TALK, _turns(lambda m: [m[-2], turn("assistant", "Joet kuljettavat vettä kukkuloilta merelle, ja useimmat niistä virtaavat hitaasti loppumatkalla.")])),
     "dotted name": Defect("a tool name with a dot", "dotted_tool_name", ("tool",), _change(tools=_tools_with("weather.get"))),
     "bad schema": Defect("parameters that are no JSON Schema", "schema_unchecked", ("tool",), _change(tools='[{"type":"function","function":{"name":"get_weather","parameters":{"type":"dictionary"}}}]')),
     "no tools": Defect("a tool conversation without tools", "tools_missing", ("tool",), _change(tools=None)),

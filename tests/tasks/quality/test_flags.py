@@ -9,6 +9,7 @@ import pytest
 from tasks.conversations import CONVERSATION
 from tasks.errors import BadInput
 from tasks.quality import RULES, applied, example, flags, row_flags, settle
+from tasks.recipe import Quality, RuleSetting, Sensitive
 
 KINDS = ("chat", "reasoning", "tool")
 # Clean tool conversations include some in which no tool fits; that is reported, and no defect.
@@ -16,7 +17,9 @@ REPORTED = {"tools_unused"}
 
 
 def flagged(corpus: ModuleType, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return flags(*corpus.frames(rows), special_tokens=corpus.SPECIAL, max_length=corpus.MAX_LENGTH)
+    """With every detector that a recipe can ask for."""
+    settings = {"special_tokens": corpus.SPECIAL, "max_length": corpus.MAX_LENGTH, "quality": corpus.ALL}
+    return flags(*corpus.frames(rows), **settings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,21 +129,62 @@ def test_stray_tokens_are_those_of_the_tokenizer_at_hand(corpus: ModuleType, tok
 
 def test_ignoring_an_unknown_rule_names_the_nearest() -> None:
     with pytest.raises(BadInput, match="Did you mean 'turn_order'"):
-        applied(["turn_orders"])
-    with pytest.raises(BadInput, match="cannot be ignored"):
-        applied(["render_problem"])
-    assert "refusal" not in {rule.name for rule in applied(["refusal"])}
+        applied(Quality(ignore=("turn_orders",)))
+    with pytest.raises(BadInput, match="cannot be let through"):
+        applied(Quality(ignore=("render_problem",)))
+    assert "refusal" not in {rule.name for rule in applied(Quality(ignore=("refusal",)))}
 
 
 def test_examples_show_the_place_and_what_cannot_be_seen(corpus: ModuleType, defect: str) -> None:
     chosen = corpus.DEFECTS[defect]
     rows, at = corpus.planted(chosen.kinds[0], chosen, 30, 0.05)
     row = corpus.frames(rows)[0].row(at[0], named=True)
-    told = example(chosen.rule, row, special_tokens=corpus.SPECIAL, problem=rows[at[0]].get("problem"))
+    regions = corpus.ALL.sensitive.phone_regions
+    problem = rows[at[0]].get("problem")
+    told = example(chosen.rule, row, special_tokens=corpus.SPECIAL, problem=problem, phone_regions=regions)
     assert len(told) < 260
     assert told.isprintable()
     if chosen.rule == "secret":
         assert "aB3_aB3_" not in told
         assert "ABCDEFGH" not in told
+    if chosen.private:
+        assert chosen.private not in told
     if chosen.rule == "replacement_character":
         assert "\ufffd" in told
+
+
+def test_a_recipe_changes_severity_and_mostly_of_any_rule() -> None:
+    changed = Quality(
+        rules={"refusal": RuleSetting(severity="info"), "mojibake": RuleSetting(severity="critical", mostly=0.99)}
+    )
+    asked = {rule.name: rule for rule in applied(changed)}
+    assert not asked["refusal"].sets_aside
+    assert (asked["mojibake"].severity, asked["mojibake"].mostly) == ("critical", 0.99)
+    with pytest.raises(BadInput, match="Did you mean 'mojibake'"):
+        applied(Quality(rules={"mojibak": RuleSetting(severity="info")}))
+    with pytest.raises(BadInput, match="cannot be let through"):
+        applied(Quality(rules={"empty_loss_mask": RuleSetting(severity="info")}))
+
+
+def test_what_is_not_asked_for_is_neither_looked_for_nor_a_rule(corpus: ModuleType) -> None:
+    asked = {rule.name for rule in applied()}
+    assert {"secret", "email_address"} <= asked
+    assert asked.isdisjoint({"language", "phone_number", "payment_card", "bank_account", "national_id"})
+    rows, at = corpus.planted("chat", corpus.DEFECTS["phone"], 50, 0.05)
+    found = flags(*corpus.frames(rows), special_tokens=[], max_length=4096)
+    assert at
+    assert found["phone_number"].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("handling", "severity"), [("report", "info"), ("set aside", "warning"), ("redact", "warning")]
+)
+def test_how_a_find_is_handled_says_how_bad_it_is(handling: Any, severity: str) -> None:
+    asked = applied(Quality(sensitive=Sensitive(secret=handling)))
+    assert next(rule for rule in asked if rule.name == "secret").severity == severity
+
+
+def test_a_language_nobody_knows_is_refused(corpus: ModuleType) -> None:
+    rows, rendered = corpus.frames(corpus.clean("chat", 3))
+    with pytest.raises(BadInput, match=r"quality.languages: 'xx'"):
+        flags(rows, rendered, special_tokens=[], max_length=10, quality=Quality(languages=("en", "xx")))

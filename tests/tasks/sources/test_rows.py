@@ -19,7 +19,7 @@ from tasks.fetch import fetch
 from tasks.recipe import Source
 from tasks.sources import read_rows
 from tasks.sources.columns import frame, observe
-from tasks.sources.records import read_records
+from tasks.sources.records import read_pieces
 from tasks.store import Store
 
 ROWS = [{"q": "a\nb", "n": 1}, {"q": "ü", "n": None, "late": True}, {"q": "c", "n": 3}]
@@ -164,9 +164,9 @@ def test_batches_are_bounded_in_rows_and_bytes(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "a.jsonl").write_bytes(json_lines(rows))
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
     for name in ("a.jsonl", "a.json"):
-        batches = list(read_records(tmp_path / name, name))
-        assert [row for batch in batches for row in batch] == rows
-        assert max(sum(len(row["a"]) for row in batch) for batch in batches) < 13_000
+        batches = list(read_pieces(tmp_path / name, name))
+        assert [row for batch in batches for row in batch.records()] == rows
+        assert max(sum(len(row["a"]) for row in batch.records()) for batch in batches) < 13_000
 
 
 WHOLE = st.integers(-(2**70), 2**70) | st.sampled_from([2**53, 2**53 + 1, 2**63 - 1, 2**63])

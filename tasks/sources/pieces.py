@@ -1,0 +1,120 @@
+"""Pieces of a data file: so many rows, each with a key of its content that costs far less than reading it.
+
+A night knows most rows from the night before. By its key a row is found again without being parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+import polars as pl
+import pyarrow as pa
+
+from tasks.errors import BadInput
+
+Record = dict[str, Any]
+# What polars mixes into its hashes; two of them make 128 bits.
+_SEEDS = (0x6E696768, 0x746F776C)
+
+
+class Piece(Protocol):
+    """Some rows of a file, in their order."""
+
+    def __len__(self) -> int: ...
+
+    def records(self, where: Iterable[int] | None = None) -> list[Record]:
+        """All rows as objects, or those at some places; raises BadInput, with file and line."""
+
+    def keys(self) -> np.ndarray:
+        """A key of each row's content, (rows, 2) u64; rows of other content have other keys."""
+
+
+class Records:
+    """Rows that are objects already."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self, where: Iterable[int] | None = None) -> list[Record]:
+        return self._records if where is None else [self._records[place] for place in where]
+
+    def keys(self) -> np.ndarray:
+        return _digests(orjson.dumps(record, default=repr) for record in self._records)
+
+
+class Lines:
+    """Lines of a JSON-lines file, each a row; `numbers`: which lines of the file they are."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self.lines: list[bytes] = []
+        self.numbers: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def records(self, where: Iterable[int] | None = None) -> list[Record]:
+        return [self._object(place) for place in (range(len(self.lines)) if where is None else where)]
+
+    def keys(self) -> np.ndarray:
+        return _digests(self.lines)
+
+    def _object(self, place: int) -> Record:
+        line, number = self.lines[place], self.numbers[place]
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise bad_line(self.shown, number, line, f"is not JSON ({error.msg})") from error
+        if not isinstance(value, dict):
+            raise bad_line(self.shown, number, line, "is not a JSON object")
+        return value
+
+
+class Table:
+    """Rows of a Parquet file."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return self._batch.num_rows
+
+    def records(self, where: Iterable[int] | None = None) -> list[Record]:
+        batch = self._batch if where is None else self._batch.take(pa.array(list(where), pa.int64()))
+        return [_without_nulls(record) for record in batch.to_pylist(maps_as_pydicts="strict")]
+
+    def keys(self) -> np.ndarray:
+        try:
+            frame = pl.DataFrame(pl.from_arrow(self._batch))
+            return np.stack([frame.hash_rows(seed).to_numpy() for seed in _SEEDS], axis=1)
+        except pl.exceptions.PolarsError:  # a type that polars does not have, such as a map
+            return Records(self.records()).keys()
+
+
+def bad_line(shown: str, number: int, line: bytes, problem: str) -> BadInput:
+    """The error of one line."""
+    excerpt = line.strip()[:80].decode("utf-8", "replace")
+    return BadInput(f"{shown}:{number}", excerpt, problem, "Correct or remove that line.")
+
+
+def _digests(texts: Iterable[bytes]) -> np.ndarray:
+    digests = b"".join([hashlib.sha256(text).digest()[:16] for text in texts])
+    return np.frombuffer(digests, "<u8").reshape(-1, 2)
+
+
+def _without_nulls(record: Record) -> Record:
+    """Nested structs without their null fields: a Parquet struct has no other way to say that a field is absent."""
+    return {name: _pruned(value) if isinstance(value, dict | list) else value for name, value in record.items()}
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _pruned(inner) for name, inner in value.items() if inner is not None}
+    return [_pruned(item) for item in value] if isinstance(value, list) else value
