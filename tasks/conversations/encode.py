@@ -217,7 +217,7 @@ def _byte_table(backend: Any) -> tuple[np.ndarray | None, pa.LargeBinaryArray | 
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
     steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
     kinds = {step.get("type") for step in steps}
-    if kinds == {"ByteLevel"}:
+    if "ByteLevel" in kinds:
         spell = _byte_level()
     elif kinds == {"Replace", "ByteFallback", "Fuse"}:
         spell = _byte_fallback(steps)

@@ -49,6 +49,7 @@ STORED: dict[str, Any] = {
 }
 INDEX = {"source_row": pl.Int64, "segment": pl.Int32, "row": pl.UInt32, "kept": pl.Boolean}
 TOKENS = {"input_ids": pl.List(pl.Int32), "loss_mask": pl.List(pl.Boolean)}
+COUNTS = {name: STORED[name] for name in ("tokens", "supervised_tokens")}
 
 _GROUP = 2_048  # rows that are decoded together
 BATCH_ROWS = 8_192
@@ -120,20 +121,24 @@ def read_index(folder: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     return index.with_columns(at=pl.when("kept").then(pl.col("kept").cum_sum() - 1).cast(pl.UInt32)), said
 
 
-def read_conversations(folder: Path, ats: Sequence[int] | None = None) -> Iterator[pl.DataFrame]:
+def read_conversations(
+    folder: Path, ats: Sequence[int] | None = None, *, counts: bool = False
+) -> Iterator[pl.DataFrame]:
     """The conversations that the gate kept, in the source's order, batch by batch; memory is bounded by a batch.
 
-    Columns: CONVERSATION, input_ids (list of i32), loss_mask (list of bool) and `at` (u32), which counts from 0.
-    `ats`: only these. Raises WorldFailed where a segment is damaged.
+    Columns: CONVERSATION, input_ids (list of i32), loss_mask (list of bool) and `at` (u32), which counts from 0. With
+    `counts`, tokens and supervised_tokens (i32), how many there are, in place of the lists, which cost more to read
+    than all the rest. `ats`: only these. Raises WorldFailed where a segment is damaged.
     """
     index, said = read_index(folder)
     index = index.filter("kept")
     if ats is not None:
         index = index.filter(pl.col("at").is_in(list(ats)))
     constants = {name: pl.lit(said[name]) for name in ("source", "revision", "kind")}
-    columns = [*(name for name in CONVERSATION if name in STORED), *TOKENS]
+    last = COUNTS if counts else TOKENS
+    columns = [*(name for name in CONVERSATION if name in STORED), *last]
     for rows in gather(folder, said["segments"].split("\n"), index, columns):
-        typed: Any = {**CONVERSATION, **TOKENS}
+        typed: Any = {**CONVERSATION, **last}
         yield rows.with_columns(**constants).select(*typed, "at").cast(typed)
 
 
