@@ -81,7 +81,7 @@ def prepare(
     `batches` begins to read anew at each call. `judge` is given conversations and the renderer, and gives them back
     row by row, rendered, with columns of what it found; it looks at no other row. `earlier`: a folder of the same
     source, made under the same settings, whose rows are taken over. Memory is bounded by a batch, but for 16 bytes
-    a row.
+    a row, and for formats that gather rows (message trees), which are read as a whole every night.
 
     Raises BadInput as `convert` does.
     """
@@ -121,22 +121,31 @@ class _Work:
         return Preparation(self.format or "", segments, index, {**self.renderer.encoder.proof(), **rows})
 
     def _index(self, batches: Iterable[RawRows]) -> Iterator[pl.DataFrame]:
+        together: list[pl.DataFrame] = []
         for batch in batches:
             if not self.format:
                 # Once, on the first rows: a later batch must not be read another way.
                 self.format = detect(mapped(batch.frame(np.arange(min(len(batch), 100))), self.columns))
-            # A format that gathers rows makes of a row what its neighbours say.
-            alone = self.format in FORMATS and not FORMATS[self.format].gather
-            keys = batch.keys if alone else np.zeros((len(batch), 2), np.uint64)
-            segment, row = self.known.find(keys) if alone else (np.full(len(batch), -1, np.int32), np.zeros(len(batch)))
+            if self.format in FORMATS and FORMATS[self.format].gather:
+                # Such a format makes of a row what others say, wherever they stand: the source is read as a whole.
+                together.append(batch.frame())
+                continue
+            segment, row = self.known.find(batch.keys)
             new = np.flatnonzero(segment < 0)
             if len(new):
-                stored = self._stored(batch.frame(new), keys[new])
-                segment[new], row[new] = len(self.segments), np.arange(len(new))
-                self.segments.append(write_segment(self.folder, stored))
-                self.made += len(new)
+                segment[new], row[new] = self._made(batch.frame(new), batch.keys[new])
             numbers = np.arange(batch.first, batch.first + len(batch))
             yield pl.DataFrame({"source_row": numbers, "segment": segment, "row": row}, schema=_PLACES)
+        if together:
+            raw = pl.concat(together)
+            place, rows = self._made(raw, np.zeros((raw.height, 2), np.uint64))
+            yield raw.select("source_row", segment=pl.lit(place, pl.Int32), row=pl.Series(rows, dtype=pl.UInt32))
+
+    def _made(self, raw: pl.DataFrame, keys: np.ndarray) -> tuple[int, np.ndarray]:
+        """A new segment of raw rows: its place in the list, and their rows in it."""
+        self.segments.append(write_segment(self.folder, self._stored(raw, keys)))
+        self.made += raw.height
+        return len(self.segments) - 1, np.arange(raw.height)
 
     def _stored(self, raw: pl.DataFrame, keys: np.ndarray) -> pl.DataFrame:
         rows, aside = convert(raw, source="", revision="", kind=self.kind, format=self.format, columns=self.columns)

@@ -92,6 +92,43 @@ def test_only_new_rows_are_made_and_the_result_is_that_of_a_fresh_night(
     assert facts.filter(pl.col("reason").is_not_null()).height == sum("bad" in text for text in second)
 
 
+def test_a_tree_of_messages_is_whole_wherever_its_batches_end(demo_renderer: Renderer, tmp_path: Path) -> None:
+    rows = pl.DataFrame(
+        {
+            "source_row": pl.Series(range(12), dtype=pl.Int64),
+            "message_id": [f"m{n}" for n in range(12)],
+            "parent_id": [None if n < 4 else f"m{n - 4}" for n in range(12)],
+            "role": [("prompter", "assistant", "prompter")[n // 4] for n in range(12)],
+            "text": [f"text {n}" for n in range(12)],
+            "rank": pl.Series([0] * 12, dtype=pl.Int64),
+        }
+    )
+
+    class Part:
+        def __init__(self, first: int) -> None:
+            self.first, self.keys = first, np.zeros((5, 2), np.uint64)
+
+        def __len__(self) -> int:
+            return rows.slice(self.first, 5).height
+
+        def frame(self, places: np.ndarray | None = None) -> pl.DataFrame:
+            part = rows.slice(self.first, 5)
+            return part if places is None else part[places]
+
+    made = prepare(
+        lambda: [Part(first) for first in (0, 5, 10)],
+        demo_renderer,
+        judge,
+        tmp_path,
+        kind="chat",
+        format="open_assistant",
+    )
+    reasons = made.facts(tmp_path)["reason"].value_counts()
+    assert made.index["source_row"].to_list() == list(range(12))
+    assert "without_parent" not in reasons["reason"].to_list()
+    assert made.facts(tmp_path)["reason"].null_count() == 4
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(nights=st.lists(st.lists(st.sampled_from([f"row {n}" for n in range(30)]), max_size=40), min_size=2, max_size=4))
 def test_whatever_the_nights_hold(
