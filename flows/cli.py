@@ -167,6 +167,8 @@ def check(
     format: Annotated[str | None, typer.Option(help="Row format; detected from the columns where not given.")] = None,
     kind: Annotated[RowKind, typer.Option(help="What the rows teach.")] = RowKind.chat,
     model: Annotated[str, typer.Option(help="Base model, by URI or as a recipe names it.")] = "demo",
+    query: Annotated[str | None, typer.Option(help="One SELECT, for a postgresql:// source.")] = None,
+    cursor: Annotated[list[str] | None, typer.Option(help="Its columns that are unique together and grow.")] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> Any:
@@ -188,7 +190,10 @@ def check(
         from tasks.validate import check as check_data
 
         base_model = _load(model)[0].base if is_recipe(model) else Base(uri=model)
-        gated = [check_data(data, kind=kind.value, base=base_model, store=store, format=format)]
+        found = check_data(
+            data, kind=kind.value, base=base_model, store=store, format=format, query=query, cursor=cursor or ()
+        )
+        gated = [found]
 
     def say() -> None:
         from flows.tables import gate_table

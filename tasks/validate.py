@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from tasks.conversations import (
     CONVERSATION,
@@ -32,7 +33,7 @@ from tasks.conversations import (
     prepare,
     write_rows,
 )
-from tasks.errors import Refused, WorldFailed
+from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.quality import (
     CHANGES,
     RULES,
@@ -47,7 +48,7 @@ from tasks.quality import (
     settle,
 )
 from tasks.recipe import Base, Kind, Quality, Recipe, Source
-from tasks.sources import COLUMNS, BaseSnapshot, Snapshot, read_batches
+from tasks.sources import COLUMNS, BaseSnapshot, Snapshot, read_batches, redacted
 from tasks.store import Store, code_digest, digest, file_digest, home
 
 if TYPE_CHECKING:
@@ -91,16 +92,26 @@ def check(
     store: Store,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
+    query: str | None = None,
+    cursor: Sequence[str] = (),
     quality: Quality | None = None,
 ) -> Conversations:
     """What the data gate says of one file, folder or source URI for a base model, without a recipe.
+
+    `query` and `cursor` are what a database is read by (see `Source`).
 
     Returns the manifest whether it passed or not; raises BadInput and WorldFailed as `validate` does.
     """
     from tasks.fetch import fetch, fetch_base
 
     uri = path_or_uri if "://" in path_or_uri else f"file://{Path(path_or_uri).absolute()}"
-    source = Source(name="check", uri=uri, kind=kind, share=1.0, format=format, columns=columns and dict(columns))
+    given: dict[str, Any] = {"name": "check", "uri": uri, "kind": kind, "share": 1.0, "format": format}
+    given |= {"columns": columns and dict(columns), "query": query, "cursor": tuple(cursor)}
+    try:
+        source = Source.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("source 'check' ")
+        raise BadInput("DATA", redacted(uri), problem, "See `nightowl check --help`.") from error
     return _gated("check", source, fetch(source, store), base, fetch_base(base, store), quality or Quality(), store)
 
 

@@ -358,6 +358,8 @@ def test_a_file_is_checked_without_a_recipe(tmp_path: Path) -> None:
     assert found.set_aside == {"ends_on_assistant": 5}
     with pytest.raises(BadInput):
         check(str(tmp_path / "nothing.jsonl"), kind="chat", base=base, store=store)
+    with pytest.raises(BadInput, match="takes query and cursor"):
+        check("postgresql://reader@localhost/logs", kind="chat", base=base, store=store)
 
 
 REAL = {
