@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tasks.errors import BadInput, NightowlError, WorldFailed
 from tasks.fetch import fetch, fetch_base, verify
 from tasks.recipe import Base, Source
 from tasks.sources import Snapshot, Unreachable, read_rows, resolve
+from tasks.sources.huggingface import retry_after
 from tasks.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -345,3 +348,12 @@ def _wait_for_bytes(store: Store, child: subprocess.Popen[str]) -> None:
             return
         time.sleep(0.02)
     pytest.fail("the child wrote nothing of what it was sent")
+
+
+def test_a_server_may_say_when_to_come_back_in_seconds_or_as_a_date() -> None:
+    now = datetime.now(UTC)
+    assert retry_after("7") == 7
+    assert 100 < (retry_after(format_datetime(now + timedelta(minutes=2), usegmt=True)) or 0) <= 120
+    assert retry_after(format_datetime(now - timedelta(days=1), usegmt=True)) == 0
+    assert retry_after("soon") is None
+    assert retry_after(None) is None
