@@ -38,7 +38,7 @@ from tasks.sources import (
     write_data,
     write_stream,
 )
-from tasks.store import Store, code_digest, digest, file_digest, write_whole
+from tasks.store import Store, code_digest, digest, file_digest
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", Snapshot, BaseSnapshot)
@@ -178,9 +178,7 @@ def _fetch_stream(source: Source, uri: SourceUri, store: Store) -> Snapshot:
             if latest and not damaged and latest.address == Store.address(Snapshot, inputs):
                 return latest
             snapshot = _kept(uri, inputs, chain, store)
-            pointer = _pointer(store, identity)
-            pointer.parent.mkdir(exist_ok=True)
-            write_whole(pointer, snapshot.address)
+            store.set_latest(identity, snapshot)
             shutil.rmtree(stage, ignore_errors=True)
             return snapshot
     except OSError as error:
@@ -228,16 +226,11 @@ def _stream_inputs(uri: SourceUri, identity: str, chain: Chain) -> dict[str, str
     return {**_source_inputs(uri, Pin(revision=chain.revision, requested=None)), "stream": identity}
 
 
-def _pointer(store: Store, identity: str) -> Path:
-    """The file that names the snapshot a stream had last: times of making are too coarse to tell."""
-    return store.root / "streams" / identity
-
-
 def _latest(store: Store, identity: str) -> Snapshot | None:
-    pointer = _pointer(store, identity)
-    if pointer.exists() and (found := store.find(Snapshot, pointer.read_text(encoding="utf-8"))):
+    """The snapshot that a stream had last; a process killed before it said so leaves it to be found."""
+    if found := store.latest(Snapshot, identity):
         return found
-    return next((s for s in reversed(store.all(Snapshot)) if s.inputs.get("stream") == identity), None)
+    return next((one for one in reversed(store.all(Snapshot)) if one.inputs.get("stream") == identity), None)
 
 
 def _before(store: Store, latest: Snapshot | None) -> tuple[Chain, list[str]]:

@@ -323,3 +323,14 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, without a copy where the disk can do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        # Another disk, or one that knows no links.
+        temporary = target.with_name(f".{target.name}")
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from tasks.conversations import (
     Finding,
     Judge,
     Preparation,
+    Render,
     Renderer,
     gather,
     prepare,
@@ -60,7 +61,7 @@ ROW_CODE = (
     "rules", "turns", "calls", "text", "sensitive", "language", "flags", "mending", "judgement", "examples",
 )  # fmt: skip
 LIBRARIES = (
-    "polars", "great-expectations", "jsonschema-rs", "transformers", "tokenizers",
+    "polars", "great-expectations", "jsonschema-rs", "jinja2", "transformers", "tokenizers", "gigatoken",
     "lingua-language-detector", "phonenumbers", "detect-secrets",
 )  # fmt: skip
 QUARANTINE = {**CONVERSATION, "reasons": pl.List(pl.String), "detail": pl.String}
@@ -163,7 +164,8 @@ def conversations_inputs(
 
 def _line(inputs: Mapping[str, Any], snapshot: Path) -> str:
     """What a raw row's conversation, tokens and flags depend on beside the row: nights that agree share rows."""
-    rows = {**inputs, "snapshot": None, "columns_read": file_digest(snapshot / COLUMNS)}
+    reading = code_digest(*(f"tasks/sources/{part}.py" for part in ("columns", "pieces", "records", "rows")))
+    rows = {**inputs, "snapshot": None, "columns_read": file_digest(snapshot / COLUMNS), "reading": reading}
     of_all_rows = ("min_rows", "max_set_aside", "ignore", "rules")
     return digest({**rows, "quality": {k: v for k, v in inputs["quality"].items() if k not in of_all_rows}})
 
@@ -183,7 +185,8 @@ def _gated(
         pile = _judge(source, snapshot, store.folder(snapshot), renderer, judge, work, taken)
         regions = quality.sensitive.phone_regions
         sorted_out = _sort_out(pile, rules, renderer, source, snapshot.revision, work, regions)
-        pile.changed.write_parquet(work / "changed.parquet")
+        changed = pile.changed
+        changed.write_parquet(work / "changed.parquet")
         findings = _decide(f"{night}-{source.name}", source.kind, pile, sorted_out, rules, quality, work / "docs")
         return {
             "source": source.name,
@@ -196,7 +199,7 @@ def _gated(
             "rows_in": pile.facts.height,
             "rows_out": sorted_out.rows_out,
             "set_aside": sorted_out.set_aside,
-            "changed": dict(pile.changed["change"].value_counts(sort=True).iter_rows()),
+            "changed": dict(changed["change"].value_counts(sort=True).iter_rows()),
             "tokens": sorted_out.tokens,
             "supervised_tokens": sorted_out.supervised_tokens,
         }
@@ -268,7 +271,7 @@ def _judge(
 
 
 def _judged(
-    rows: pl.DataFrame, render: Callable[[pl.DataFrame], pl.DataFrame], quality: Quality, **settings: Any
+    rows: pl.DataFrame, render: Render, quality: Quality, **settings: Any
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Conversations as they will be trained on, rendered, and with each its flags and what was changed."""
     rows, rendered, changed = mended(rows, render, quality, settings["max_length"])
@@ -300,7 +303,7 @@ def _sort_out(
     example_of = {rule.name: at for rule in rules if (at := pile.found[rule.name].arg_max()) is not None}
     example_of = {name: at for name, at in example_of.items() if pile.found[name][at]}
     shown = index[places[sorted(set(example_of.values()))]] if example_of else index.clear()
-    looked_at = {row["source_row"]: row for row in _full(pile, shown, about, work)}
+    looked_at = {row["source_row"]: row for rows in _whole(pile, shown, about, work) for row in rows.to_dicts()}
     examples = {
         name: example(name, row, special_tokens=renderer.special_tokens, problem=row["problem"], phone_regions=regions)
         for name, at in example_of.items()
@@ -328,11 +331,6 @@ def _whole(pile: _Pile, index: pl.DataFrame, about: Mapping[str, str], work: Pat
     columns = ("row_id", "messages", "tools", "problem")
     for rows in gather(work, pile.prepared.segments, index, columns):
         yield rows.with_columns(**{name: pl.lit(value) for name, value in about.items()})
-
-
-def _full(pile: _Pile, index: pl.DataFrame, about: Mapping[str, str], work: Path) -> Iterator[dict[str, Any]]:
-    for rows in _whole(pile, index, about, work):
-        yield from rows.iter_rows(named=True)
 
 
 def _unconverted(rejected: pl.DataFrame) -> pl.DataFrame:

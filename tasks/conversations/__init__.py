@@ -4,7 +4,7 @@ from tasks.conversations.answer import Answer, ToolCall
 from tasks.conversations.canonical import canonical_json, canonical_tools
 from tasks.conversations.conversion import convert, detect, formats
 from tasks.conversations.identity import prompt_key, row_ids
-from tasks.conversations.preparation import Judge, Preparation, prepare
+from tasks.conversations.preparation import Judge, Preparation, Render, prepare
 from tasks.conversations.render import Renderer
 from tasks.conversations.schema import CONVERSATION, MESSAGES, Conversations, Finding
 from tasks.conversations.segments import gather, read_conversations, write_conversations, write_rows
@@ -17,6 +17,7 @@ __all__ = [
     "Finding",
     "Judge",
     "Preparation",
+    "Render",
     "Renderer",
     "ToolCall",
     "canonical_json",

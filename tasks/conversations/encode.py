@@ -91,7 +91,8 @@ class Encoder:
         offsets = np.concatenate([[0], np.cumsum(lengths)[ends - 1]]) if len(rows) else np.zeros(1, np.int64)
         texts = [text for text, _ in rows]
         faithful = self._faithful(ids, offsets, texts)
-        return Encoded(ids, mask, offsets, faithful) if faithful.all() else self._mended(ids, mask, offsets, rows)
+        encoded = Encoded(ids, mask, offsets, faithful)
+        return encoded if faithful.all() else self._mended(encoded, rows)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens included; broken UTF-8 becomes U+FFFD."""
@@ -164,11 +165,9 @@ class Encoder:
         decoded = self.backend.decode(ids.tolist(), skip_special_tokens=False)
         return decoded == text or _same_form(decoded, text)
 
-    def _mended(
-        self, ids: np.ndarray, mask: np.ndarray, offsets: np.ndarray, rows: Sequence[tuple[str, Spans]]
-    ) -> Encoded:
+    def _mended(self, encoded: Encoded, rows: Sequence[tuple[str, Spans]]) -> Encoded:
         """The same, with the texts that their pieces do not give back encoded whole where that does."""
-        faithful = self._faithful(ids, offsets, [text for text, _ in rows])
+        ids, mask, offsets, faithful = encoded
         parts: list[np.ndarray] = []
         masks: list[np.ndarray] = []
         for n, (text, spans) in enumerate(rows):

@@ -31,7 +31,9 @@ class RawRows(Protocol):
     """A batch of raw rows: `first` is the number of its first row, `keys` are (rows, 2) u64."""
 
     first: int
-    keys: np.ndarray
+
+    @property
+    def keys(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 

@@ -14,7 +14,6 @@ mostly rows no longer there, and small ones when they become many.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 
 from tasks.conversations.schema import CONVERSATION, MESSAGES
 from tasks.errors import WorldFailed
-from tasks.store import file_digest
+from tasks.store import file_digest, link
 
 ROWS = "rows.parquet"
 SEGMENTS = "segments"
@@ -72,14 +71,9 @@ def link_segment(earlier: Path, folder: Path, name: str) -> bool:
     """Take over a segment of an earlier night's folder; False where it is gone or is not what its name says."""
     file, target = earlier / SEGMENTS / name, folder / SEGMENTS / name
     target.parent.mkdir(exist_ok=True)
-    try:
-        if f"{file_digest(file)}.parquet" != name:
-            return False
-        os.link(file, target)
-    except FileNotFoundError:
+    if not file.is_file() or f"{file_digest(file)}.parquet" != name:
         return False
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, target)
+    link(file, target)
     return True
 
 

@@ -58,15 +58,15 @@ def gather(folders: Mapping[str, Path], seed: int, scratch: Path) -> Index:
     parts, counts = [], [np.zeros(1, np.int64)]
     said_file, turn_file = WordFile(scratch / "said"), WordFile(scratch / "turns")
     for source, folder in folders.items():
-        for batch in read_conversations(folder):
+        for batch in read_conversations(folder, counts=True):
             light = batch.select(
                 "at",
                 "row_id",
                 "source_row",
                 "kind",
                 source=pl.lit(source),
-                tokens=pl.col("input_ids").list.len().cast(pl.Int64),
-                supervised=pl.col("loss_mask").list.sum().cast(pl.Int64),
+                tokens=pl.col("tokens").cast(pl.Int64),
+                supervised=pl.col("supervised_tokens").cast(pl.Int64),
             )
             # The prompt's hash stands for it from here on: a million prompts in full would fill the memory.
             prompts = hash128(prompt_key(batch), "prompt")
@@ -92,7 +92,7 @@ def excerpts(index: pl.DataFrame, rows: Sequence[int], folders: Mapping[str, Pat
     wanted = index.filter(pl.col("row").is_in(rows)).select("row", "source", "at")
     found: dict[int, str] = {}
     for (source,), part in wanted.group_by(["source"]):
-        for batch in read_conversations(folders[str(source)], part["at"].to_list()):
+        for batch in read_conversations(folders[str(source)], part["at"].to_list(), counts=True):
             texts = batch.join(part, on="at", maintain_order="left")
             shortened = said(texts)["all"].str.replace_all(r"\s+", " ").str.strip_chars().str.slice(0, 160)
             found.update(zip(texts["row"].to_list(), shortened.to_list(), strict=True))

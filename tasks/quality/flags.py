@@ -66,10 +66,7 @@ def row_flags(
         **{f"_{name}": column for name, column in endings(laid).items()},
     }
     return pl.DataFrame(
-        {
-            "row_id": rows["row_id"],
-            **{name: column.fill_null(False) for name, column in columns.items()},
-        }
+        {"row_id": rows["row_id"], **{name: column.fill_null(False) for name, column in columns.items()}}
     )
 
 

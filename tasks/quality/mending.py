@@ -6,18 +6,17 @@ not help stays as it was, for its rule to set aside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
-from tasks.conversations import MESSAGES, row_ids
+from tasks.conversations import MESSAGES, Render, row_ids
 from tasks.quality.sensitive import redact
 from tasks.recipe import Quality
 
 CHANGES = {"source_row": pl.Int64, "row_id": pl.String, "was": pl.String, "change": pl.String}
 TRUNCATED = "truncated"
-Render = Callable[[pl.DataFrame], pl.DataFrame]
 
 
 def mended(

@@ -2,7 +2,7 @@
 
 from tasks.sources.permission import Permission
 from tasks.sources.pin import Pin, Unreachable
-from tasks.sources.rows import COLUMNS, Batch, read_batches, read_rows
+from tasks.sources.rows import COLUMNS, Batch, read_batches
 from tasks.sources.schemes import read_stream, resolve, write_base, write_data, write_stream
 from tasks.sources.snapshot import BaseSnapshot, Snapshot
 from tasks.sources.stream import EMPTY, Chain, Wanted, stored
@@ -24,7 +24,6 @@ __all__ = [
     "Wanted",
     "parse_uri",
     "read_batches",
-    "read_rows",
     "read_stream",
     "redacted",
     "resolve",

@@ -7,7 +7,6 @@ a log that grows tonight must not change last night's snapshot.
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,17 +97,6 @@ def copy(uri: SourceUri, files: dict[str, Path], pin: Pin, target: Path) -> None
         digests[name] = file_digest(target / name)
     if digest(digests) != pin.revision:
         raise WorldFailed(uri.text, "changed while it was copied", "Run again when nothing writes to it.")
-
-
-def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, without a copy where the disk can do that."""
-    try:
-        os.link(source, target)
-    except OSError:
-        # Another disk, or one that knows no links.
-        temporary = target.with_name(f".{target.name}")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
 
 
 def require_space(folder: Path, need: int, what: str) -> None:

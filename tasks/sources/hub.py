@@ -15,6 +15,8 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import NightowlError, WorldFailed
 from tasks.sources.files import require_space
+from tasks.sources.pin import BrokenOff
 from tasks.sources.records import form, is_data_file
 from tasks.sources.uri import SourceUri
 
@@ -94,23 +97,43 @@ class Trouble(NamedTuple):
     wait: float | None = None
 
 
-def with_retries(server: Server, call: Callable[[], T]) -> T:
-    """The result of `call`, tried again after a wait where that can help; else the error for the user."""
+def with_retries(server: Server | None, call: Callable[[], T]) -> T:
+    """The result of `call`, tried again after a wait where that can help; else the error for the user.
+
+    `server`: who explains what `call` raises; None where it raises errors for the user alone.
+    """
     for attempt in range(ATTEMPTS):
+        cause: BaseException | None
         try:
             return call()
+        except BrokenOff as error:
+            trouble, cause = Trouble(error, again=True), error.__cause__
         except NightowlError:
             raise
         except Exception as error:
-            trouble = server.explain(error)
-            if trouble is None:
+            explained = server.explain(error) if server else None
+            if explained is None:
                 raise
-            wait = trouble.wait if trouble.wait is not None else FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
-            if not trouble.again or attempt == ATTEMPTS - 1 or wait > LONGEST_WAIT:
-                raise trouble.error from error
-            log.info("%s Trying again in %.1f s.", trouble.error, wait)
-            time.sleep(wait)
+            trouble, cause = explained, error
+        wait = trouble.wait if trouble.wait is not None else FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
+        if not trouble.again or attempt == ATTEMPTS - 1 or wait > LONGEST_WAIT:
+            raise trouble.error from cause
+        log.info("%s Trying again in %.1f s.", trouble.error, wait)
+        time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for, given as seconds or as a date (RFC 9110, 10.2.3)."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        try:
+            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):
+            return None
 
 
 def download(hub: Hub, uri: SourceUri, commit: str, files: list[RemoteFile], work: Path, target: Path) -> None:

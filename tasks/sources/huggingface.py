@@ -8,13 +8,11 @@ first, digests are checked by `hub.download`, and a transfer appends to a file o
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.hub import Listing, RemoteFile, Trouble
+from tasks.sources.hub import Listing, RemoteFile, Trouble, retry_after
 from tasks.sources.pin import Unreachable
 from tasks.sources.uri import SourceUri
 
@@ -139,19 +137,6 @@ class HuggingFace:
             f"{self.endpoint} cannot be reached ({reason})",
             "Check the network, HF_ENDPOINT and HTTPS_PROXY; a commit that was fetched before can be used offline.",
         )
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, given as seconds or as a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        try:
-            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):
-            return None
 
 
 def _logged_in() -> str | None:

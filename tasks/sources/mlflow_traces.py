@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -96,7 +97,7 @@ class LikedTraces:
 
     def row(self, line: bytes) -> Row:
         record = orjson.loads(line)
-        key = (microseconds(_moment(record["timestamp"])) // 1000, record["trace_id"])
+        key = (microseconds(datetime.fromisoformat(record["timestamp"])) // 1000, record["trace_id"])
         return Row(key[0], key, record, line)
 
     def _row(self, trace: Any) -> Row:
@@ -144,12 +145,6 @@ class LikedTraces:
             way_out = "Check MLFLOW_TRACKING_URI and that it runs; what was read before can be used offline."
             return Unreachable(place, f"{self.tracking} cannot be reached ({said})", way_out)
         return BrokenOff(place, f"{self.tracking} broke off ({said})", "Run again; what was read is kept.")
-
-
-def _moment(text: str) -> Any:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text)
 
 
 def _exchange(trace: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +23,6 @@ COLUMNS = "columns.json"
 ROW_NUMBER = "source_row"
 
 
-def read_rows(folder: Path, snapshot: Snapshot) -> Iterator[pl.DataFrame]:
-    """The raw rows of a snapshot whose files lie in `folder` (`Store.folder`), at most 50,000 to a frame.
-
-    Every frame has the same columns: those of all files together, and `source_row` (i64), which numbers
-    the rows from 0 over all files in the order of their names. A column is a scalar, a list of scalars
-    or a list of structs of scalars (such as `messages`). Whatever is nested deeper than that, or is text
-    in one row and an object or a list in another, is a String column: text stays as it is, anything else
-    is its JSON text. CSV cells are text. A field that a row lacks is null.
-
-    Memory is bounded by a batch, whatever the size of the source.
-    """
-    for batch in read_batches(folder, snapshot):
-        yield batch.frame()
-
-
 class Batch:
     """Rows of a snapshot that have not been parsed yet.
 
@@ -46,20 +32,33 @@ class Batch:
     def __init__(self, columns: Columns, piece: Piece, first: int) -> None:
         self._columns, self._piece = columns, piece
         self.first = first
-        self.keys = piece.keys()
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        return self._piece.keys()
 
     def __len__(self) -> int:
         return len(self._piece)
 
     def frame(self, places: np.ndarray | None = None) -> pl.DataFrame:
-        """The rows, or those at some places in the batch, as `read_rows` gives them."""
+        """The rows, or those at some places in the batch.
+
+        Every frame of a snapshot has the same columns: those of all files together, and `source_row` (i64), which
+        numbers the rows from 0 over all files in the order of their names. A column is a scalar, a list of scalars
+        or a list of structs of scalars (such as `messages`). Whatever is nested deeper than that, or is text in one
+        row and an object or a list in another, is a String column: text stays as it is, anything else is its JSON
+        text. CSV cells are text. A field that a row lacks is null.
+        """
         records = self._piece.records(None if places is None else places.tolist())
         numbers = np.arange(len(self)) if places is None else places
         return frame(self._columns, records).with_columns(pl.Series(ROW_NUMBER, self.first + numbers, dtype=pl.Int64))
 
 
 def read_batches(folder: Path, snapshot: Snapshot) -> Iterator[Batch]:
-    """The rows of a snapshot as `read_rows` gives them, each batch parsed only when and where it is asked to be."""
+    """The raw rows of a snapshot whose files lie in `folder` (`Store.folder`), at most 50,000 to a batch.
+
+    Memory is bounded by a batch, whatever the size of the source.
+    """
     columns: Columns = orjson.loads((folder / COLUMNS).read_bytes())
     header = has_header(parse_uri(snapshot.uri))
     row = 0

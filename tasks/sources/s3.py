@@ -17,13 +17,12 @@ from typing import Any
 import orjson
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.files import link
-from tasks.sources.hub import Listing, RemoteFile, Trouble, download, glob_pattern, with_retries
+from tasks.sources.hub import Listing, RemoteFile, Trouble, download, glob_pattern, retry_after, with_retries
 from tasks.sources.pin import Pin, Unreachable
 from tasks.sources.records import FORMATS, PACKED, form, is_data_file
 from tasks.sources.rows import DATA, has_header
 from tasks.sources.uri import SourceUri
-from tasks.store import digest, write_whole
+from tasks.store import digest, link, write_whole
 
 OBJECTS = "objects.json"
 _PIECE = 2**20
@@ -162,8 +161,6 @@ class Bucket:
         return None
 
     def _answered(self, error: Any) -> Trouble:
-        from tasks.sources.huggingface import retry_after
-
         code = str(error.response.get("Error", {}).get("Code", ""))
         answer = error.response.get("ResponseMetadata", {})
         status = answer.get("HTTPStatusCode", 0)

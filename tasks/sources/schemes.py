@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +10,11 @@ from tasks.sources import files, gym, hub, s3, sample, smollm2, stream
 from tasks.sources.huggingface import HuggingFace
 from tasks.sources.mlflow_traces import LikedTraces
 from tasks.sources.modelscope import ModelScope
-from tasks.sources.pin import BrokenOff, Pin
+from tasks.sources.pin import Pin
 from tasks.sources.postgresql import Query
 from tasks.sources.rows import DATA, has_header, survey
 from tasks.sources.uri import HUBS, SourceUri, parse_uri
 
-log = logging.getLogger(__name__)
 What = Literal["data", "model"]
 
 
@@ -75,18 +71,12 @@ def read_stream(uri: SourceUri, wanted: stream.Wanted, before: stream.Chain, sta
     Raises BadInput for a query or a filter that cannot be used, Unreachable where its server cannot be reached,
     and WorldFailed for any other trouble on its way.
     """
-    for attempt in range(hub.ATTEMPTS):
-        try:
-            upstream = Query(uri, wanted) if uri.scheme == "postgresql" else LikedTraces(uri, wanted)
-            with upstream:
-                return stream.read(upstream, before, wanted, stage)
-        except BrokenOff as error:
-            if attempt == hub.ATTEMPTS - 1:
-                raise
-            wait = hub.FIRST_WAIT * 2**attempt * random.uniform(0.5, 1)
-            log.info("%s Trying again in %.1f s.", error, wait)
-            time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+
+    def read() -> stream.Chain:
+        with Query(uri, wanted) if uri.scheme == "postgresql" else LikedTraces(uri, wanted) as upstream:
+            return stream.read(upstream, before, wanted, stage)
+
+    return hub.with_retries(None, read)
 
 
 def write_stream(uri: SourceUri, chain: stream.Chain, folder: Path) -> dict[str, Any]:

@@ -30,10 +30,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInput
-from tasks.sources.files import link
 from tasks.sources.permission import Permission
 from tasks.sources.rows import DATA
-from tasks.store import digest, file_digest, write_whole
+from tasks.store import digest, file_digest, link, write_whole
 
 SEGMENTS = "segments.json"
 # A segment ends at whichever comes first.

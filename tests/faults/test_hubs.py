@@ -18,8 +18,8 @@ import pytest
 from tasks.errors import BadInput, NightowlError, WorldFailed
 from tasks.fetch import fetch, fetch_base, verify
 from tasks.recipe import Base, Source
-from tasks.sources import Snapshot, Unreachable, read_rows, resolve
-from tasks.sources.huggingface import retry_after
+from tasks.sources import Snapshot, Unreachable, read_batches, resolve
+from tasks.sources.hub import retry_after
 from tasks.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def source(uri: str) -> Source:
 
 
 def rows(store: Store, snapshot: Snapshot) -> pl.DataFrame:
-    return pl.concat(read_rows(store.folder(snapshot), snapshot))
+    return pl.concat(batch.frame() for batch in read_batches(store.folder(snapshot), snapshot))
 
 
 @pytest.fixture

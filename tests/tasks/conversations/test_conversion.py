@@ -434,13 +434,18 @@ def oasst(identity: str, parent: str | None, role: str, rank: int | None, **more
     return {"message_id": identity, "parent_id": parent, "role": role, "text": f"text {identity}", "rank": rank, **more}
 
 
+TREE = [
+    oasst("a", None, "prompter", None),
+    oasst("b", "a", "assistant", 1),
+    oasst("c", "a", "assistant", 0),
+    oasst("d", "c", "prompter", 0),
+    oasst("e", "d", "assistant", None),
+]
+
+
 def test_open_assistant_trees_give_their_best_path_and_count_every_message() -> None:
     rows = [
-        oasst("a", None, "prompter", None),
-        oasst("b", "a", "assistant", 1),
-        oasst("c", "a", "assistant", 0),
-        oasst("d", "c", "prompter", 0),
-        oasst("e", "d", "assistant", None),
+        *TREE,
         oasst("f", "e", "prompter", 0),
         oasst("g", "b", "prompter", 0),
         oasst("h", None, "prompter", None),
@@ -460,11 +465,7 @@ def test_open_assistant_trees_give_their_best_path_and_count_every_message() -> 
 
 def test_every_path_of_an_open_assistant_tree_is_a_conversation_where_the_recipe_says_so() -> None:
     rows = [
-        oasst("a", None, "prompter", None),
-        oasst("b", "a", "assistant", 1),
-        oasst("c", "a", "assistant", 0),
-        oasst("d", "c", "prompter", 0),
-        oasst("e", "d", "assistant", None),
+        *TREE,
         oasst("f", "b", "prompter", 0),
         oasst("b", "a", "assistant", 2),
         oasst("g", "a", "narrator", 3),

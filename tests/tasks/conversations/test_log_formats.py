@@ -13,7 +13,7 @@ import pytest
 from tasks.conversations import convert, detect
 from tasks.fetch import fetch
 from tasks.recipe import Source
-from tasks.sources import read_rows
+from tasks.sources import read_batches
 from tasks.store import Store
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Weather in Oslo?"}]
@@ -52,7 +52,7 @@ def read(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[pl
     path.write_bytes(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
     store = Store(tmp_path / "store")
     snapshot = fetch(Source(name="log", uri=f"file://{path}", kind="chat", share=1), store)
-    raw = pl.concat(read_rows(store.folder(snapshot), snapshot))
+    raw = pl.concat(batch.frame() for batch in read_batches(store.folder(snapshot), snapshot))
     found = options.pop("format", None) or detect(raw)
     conversations, aside = convert(raw, source="s", revision="r", kind="chat", format=found, **options)
     assert conversations.height + aside.height == len(rows)

@@ -13,7 +13,7 @@ from tasks.errors import BadInput
 from tasks.fetch import fetch
 from tasks.recipe import Source
 from tasks.registry import client
-from tasks.sources import read_rows
+from tasks.sources import read_batches
 from tasks.store import Store
 
 
@@ -53,7 +53,7 @@ def test_liked_traces_become_conversations_and_late_feedback_counts(tmp_path: Pa
     assert (first.rows, first.rows_in) == (1, 5)
     assert first.set_aside == {"disliked": 1, "no_feedback": 2, "unclear_feedback": 1}
     assert fetch(source(), store) == first
-    raw = pl.concat(read_rows(store.folder(first), first))
+    raw = pl.concat(batch.frame() for batch in read_batches(store.folder(first), first))
     assert detect(raw) == "request_log"
     conversations, _ = convert(raw, source="s", revision="r", kind="chat")
     assert [m["content"] for m in conversations["messages"][0]] == ["Hi", "liked"]

@@ -11,7 +11,7 @@ import pytest
 from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch, source_inputs, verify
 from tasks.recipe import Source
-from tasks.sources import Snapshot, read_rows
+from tasks.sources import Snapshot, read_batches
 from tasks.store import Store
 
 
@@ -26,7 +26,7 @@ def source(database: Any, **fields: Any) -> Source:
 
 
 def rows(store: Store, snapshot: Snapshot) -> list[dict[str, Any]]:
-    frames = list(read_rows(store.folder(snapshot), snapshot))
+    frames = [batch.frame() for batch in read_batches(store.folder(snapshot), snapshot)]
     return pl.concat(frames).to_dicts() if frames else []
 
 

@@ -1,4 +1,4 @@
-"""Files of every form through fetch and read_rows: nothing is lost, and what is malformed is named by line."""
+"""Files of every form through fetch and read_batches: nothing is lost, and what is malformed is named by line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tasks.errors import BadInput
 from tasks.fetch import fetch
 from tasks.recipe import Source
-from tasks.sources import read_rows
+from tasks.sources import read_batches
 from tasks.sources.columns import frame, observe
 from tasks.sources.records import read_pieces
 from tasks.store import Store
@@ -27,7 +27,7 @@ ROWS = [{"q": "a\nb", "n": 1}, {"q": "ü", "n": None, "late": True}, {"q": "c", 
 
 def read(uri: str, store: Store) -> pl.DataFrame:
     snapshot = fetch(Source(name="s", uri=uri, kind="chat", share=1), store)
-    frames = list(read_rows(store.folder(snapshot), snapshot))
+    frames = [batch.frame() for batch in read_batches(store.folder(snapshot), snapshot)]
     assert sum(frame.height for frame in frames) == snapshot.rows
     assert all(frame.schema == frames[0].schema for frame in frames)
     return pl.concat(frames)

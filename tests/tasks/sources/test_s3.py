@@ -19,7 +19,7 @@ import pytest
 from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch, source_inputs, verify
 from tasks.recipe import Source
-from tasks.sources import Snapshot, read_rows
+from tasks.sources import Snapshot, read_batches
 from tasks.store import Store
 
 
@@ -82,7 +82,7 @@ def lines(*prompts: str) -> bytes:
 
 
 def prompts(store: Store, snapshot: Snapshot) -> list[str]:
-    return list(pl.concat(read_rows(store.folder(snapshot), snapshot))["prompt"])
+    return list(pl.concat(batch.frame() for batch in read_batches(store.folder(snapshot), snapshot))["prompt"])
 
 
 def test_what_a_bucket_has_is_fetched_once_and_then_only_what_came(bucket: Any, store: Store, tmp_path: Path) -> None:
