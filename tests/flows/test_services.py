@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def wait_gone(pids: list[int]) -> None:
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=40)
+    there = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # it may end between any look at it and the next
+            there.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(there, timeout=40)
     assert alive == []
 
 
