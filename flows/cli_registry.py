@@ -1,0 +1,123 @@
+"""The commands about what has been registered: candidates, the champion and its moves, the nights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.command import JsonOption, RecipeArgument, SetOption, answers, load, prepare, terminal
+
+app = typer.Typer()
+
+
+@app.command()
+@answers
+def candidates(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+    """Every registered candidate with its scores and verdict, newest first."""
+    loaded, _ = load(recipe, changes)
+    prepare()
+    from tasks.registry import candidates as registered
+
+    found = registered(loaded)
+
+    def say() -> None:
+        from flows.tables import candidates_table
+
+        terminal().print(candidates_table(found) if found else f"{loaded.registered_model} has no versions yet")
+
+    return {"model": loaded.registered_model, "candidates": [c.model_dump(mode="json") for c in found]}, say
+
+
+@app.command()
+@answers
+def champion(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+    """The adapter that is let out, and what it came from; exit code 1 where there is none yet."""
+    loaded, _ = load(recipe, changes)
+    prepare()
+    from tasks.errors import Refused
+    from tasks.registry import candidates as registered
+    from tasks.registry import lineage_of
+
+    reigning = next((c for c in registered(loaded) if "champion" in c.aliases), None)
+    if reigning is None:
+        raise Refused(f"{loaded.registered_model} has no champion yet. `nightowl run {recipe}` makes a candidate.")
+    told = {"model": loaded.registered_model, **reigning.model_dump(mode="json")}
+    told["lineage"] = lineage_of(loaded.registered_model, reigning.version)
+
+    def say() -> None:
+        for name, value in told.items():
+            entries = value if isinstance(value, dict) else {"": value}
+            for key, entry in entries.items():
+                print(f"{name if key == '' else key:24} {entry}")
+
+    return told, say
+
+
+VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="Version of the recipe's registered model.")]
+WhyOption = Annotated[str, typer.Option(help="Why; kept in the record of moves.")]
+
+
+@app.command()
+@answers
+def promote(recipe: RecipeArgument, version: VersionArgument, why: WhyOption, as_json: JsonOption = False) -> Any:
+    """Make a version champion by hand, whatever the gate said; recorded with who and why."""
+    loaded, _ = load(recipe)
+    prepare()
+    from tasks.errors import BadInput
+    from tasks.register import promote as move_champion
+    from tasks.registry import get
+
+    found = get(loaded.registered_model, version)
+    if found is None:
+        raise BadInput("VERSION", version, f"is no version of {loaded.registered_model}", "See `nightowl candidates`.")
+    moved = move_champion(found, override=why)
+    return moved.model_dump(mode="json"), lambda: print(f"version {version}: {moved.outcome}")
+
+
+@app.command()
+@answers
+def rollback(
+    recipe: RecipeArgument,
+    to: Annotated[
+        int | None, typer.Option(help="Version to go back to; the previous champion where not given.")
+    ] = None,
+    why: WhyOption = "",
+    as_json: JsonOption = False,
+) -> Any:
+    """Make an earlier champion the champion again; recorded with who and why."""
+    loaded, _ = load(recipe)
+    prepare()
+    from tasks.register import rollback as move_back
+
+    moved = move_back(loaded.registered_model, to=to, why=why)
+    return moved.model_dump(mode="json"), lambda: print(f"version {moved.to}: {moved.outcome}")
+
+
+@app.command()
+@answers
+def report(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+    """The nights of a recipe, newest first, and the page of the last verdict; exit code 1 where there was no night."""
+    loaded, _ = load(recipe, changes)
+    prepare()
+    from tasks.errors import Refused
+    from tasks.registry import Report, nights
+    from tasks.store import Store
+
+    store = Store.open()
+    past = nights(loaded.name)
+    if not past:
+        raise Refused(f"{loaded.name} has had no night yet. `nightowl run {recipe}` is one.")
+    judged = {address for night in past for address in night.verdicts}
+    pages = [page for page in store.all(Report) if page.inputs["adapter"] in judged]
+    page = str(store.folder(pages[-1]) / "report.html") if pages else None
+
+    def say() -> None:
+        from flows.tables import nights_table
+
+        terminal().print(nights_table(past))
+        if pages:
+            print((store.folder(pages[-1]) / "report.md").read_text(encoding="utf-8"))
+            print(page)
+
+    return {"nights": [night.model_dump(mode="json") for night in past], "report": page}, say
