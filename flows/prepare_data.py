@@ -35,6 +35,9 @@ class Data(BaseModel):
 def fetch_source(source: Source) -> Snapshot:
     snapshot = fetch(source, Store.open())
     log.info("  %-12s %6d rows at %s  %s", source.name, snapshot.rows, snapshot.revision[:12], source.uri)
+    if snapshot.set_aside:
+        reasons = ", ".join(f"{reason} {rows}" for reason, rows in snapshot.set_aside.items())
+        log.info("  %-12s not kept, of %d: %s", "", snapshot.rows_in, reasons)
     return snapshot
 
 

@@ -21,15 +21,18 @@ from tasks.recipe import Base, Source
 from tasks.sources import (
     EMPTY,
     HUBS,
+    SIFTING,
     STREAMS,
     BaseSnapshot,
     Chain,
+    Earlier,
     Permission,
     Pin,
     Snapshot,
     SourceUri,
     Unreachable,
     Wanted,
+    no_rows,
     parse_uri,
     read_stream,
     resolve,
@@ -54,15 +57,20 @@ def fetch(source: Source, store: Store) -> Snapshot:
     uri = _source_uri(source)
     if uri.scheme in STREAMS:
         return _fetch_stream(source, uri, store)
+    permission = _permission(source)
     try:
         pin = resolve(uri)
     except Unreachable as error:
-        return _in_store(Snapshot, uri, store, error)
+        kept = _in_store(Snapshot, uri, store, error, permission)
+        if not _expired(kept, permission):
+            return kept
+        pin = Pin(revision=kept.revision, requested=kept.requested)
+    inputs = _source_inputs(uri, pin, permission, store)
 
     def write(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
-        return write_data(uri, pin, folder, _earlier(store, uri) if uri.scheme == "s3" else None)
+        return write_data(uri, pin, folder, permission, inputs.get("cutoff"), _earlier(store, uri, pin, inputs))
 
-    return _sound(Snapshot, store, _source_inputs(uri, pin), uri, pin, write)
+    return _sound(Snapshot, store, inputs, uri, pin, write)
 
 
 def fetch_base(base: Base, store: Store) -> BaseSnapshot:
@@ -71,11 +79,11 @@ def fetch_base(base: Base, store: Store) -> BaseSnapshot:
     try:
         pin = resolve(uri, "model")
     except Unreachable as error:
-        return _in_store(BaseSnapshot, uri, store, error)
+        return _in_store(BaseSnapshot, uri, store, error, Permission())
     return _sound(BaseSnapshot, store, _base_inputs(uri, pin), uri, pin, write_base)
 
 
-def source_inputs(source: Source, store: Store) -> dict[str, str]:
+def source_inputs(source: Source, store: Store) -> dict[str, Any]:
     """The inputs that give the source's snapshot its address, as it points now; raises as `resolve` does.
 
     Of a stream, what came since the last snapshot in the store is read for it, and not kept.
@@ -85,7 +93,7 @@ def source_inputs(source: Source, store: Store) -> dict[str, str]:
         identity = _identity(source)
         before, _ = _before(store, _latest(store, identity))
         return _stream_inputs(uri, identity, read_stream(uri, _wanted(source), before, None))
-    return _source_inputs(uri, resolve(uri))
+    return _source_inputs(uri, resolve(uri), _permission(source), store)
 
 
 def base_inputs(base: Base) -> dict[str, str]:
@@ -102,9 +110,31 @@ def _base_uri(base: Base) -> SourceUri:
     return parse_uri(base.uri, field="base.uri")
 
 
-def _source_inputs(uri: SourceUri, pin: Pin) -> dict[str, str]:
+def _permission(source: Source) -> Permission:
+    return Permission(consent=source.consent, time=source.time, max_age=source.max_age)
+
+
+def _pinned(uri: SourceUri, revision: str) -> dict[str, Any]:
     # The columns that are written beside the data are the work of this code.
-    return {"uri": uri.text, "revision": pin.revision, "columns": code_digest("tasks/sources/columns.py")}
+    return {"uri": uri.text, "revision": revision, "columns": code_digest("tasks/sources/columns.py")}
+
+
+def _source_inputs(uri: SourceUri, pin: Pin, permission: Permission, store: Store) -> dict[str, Any]:
+    inputs = _pinned(uri, pin.revision)
+    if not permission.asks():
+        return inputs
+    inputs |= {"permission": permission.model_dump(), "sifting": code_digest(*SIFTING)}
+    # As long as no row reaches its greatest age, the snapshot of an earlier day is today's as well.
+    for snapshot in reversed(store.all(Snapshot)):
+        if {**snapshot.inputs, "cutoff": None} == {**inputs, "cutoff": None} and not _expired(snapshot, permission):
+            return snapshot.inputs
+    return {**inputs, "cutoff": permission.cutoff()}
+
+
+def _expired(snapshot: Snapshot, permission: Permission) -> bool:
+    """Whether rows of a snapshot have become too old since it was made."""
+    cutoff = permission.cutoff()
+    return cutoff is not None and snapshot.oldest is not None and snapshot.oldest < cutoff
 
 
 def _base_inputs(uri: SourceUri, pin: Pin) -> dict[str, str]:
@@ -114,12 +144,14 @@ def _base_inputs(uri: SourceUri, pin: Pin) -> dict[str, str]:
     return inputs
 
 
-def _earlier(store: Store, uri: SourceUri) -> dict[str, Path]:
-    """The sound files of the last snapshot of a URI, by name."""
-    for snapshot in reversed([found for found in store.all(Snapshot) if found.uri == uri.text]):
-        damaged = verify(store, snapshot)
-        return {name: store.folder(snapshot) / name for name in snapshot.files if name not in damaged}
-    return {}
+def _earlier(store: Store, uri: SourceUri, pin: Pin, inputs: dict[str, Any]) -> Earlier | None:
+    """The last snapshot of a source made under the same permission; of a bucket, whatever it then had."""
+    same = ("uri", "permission", "sifting", *(() if uri.scheme == "s3" else ("revision",)))
+    for snapshot in reversed(store.all(Snapshot)):
+        if all(snapshot.inputs.get(name) == inputs.get(name) for name in same):
+            damaged, folder = verify(store, snapshot), store.folder(snapshot)
+            return Earlier(snapshot, {name: folder / name for name in snapshot.files if name not in damaged})
+    return None
 
 
 def verify(store: Store, snapshot: Snapshot | BaseSnapshot) -> list[str]:
@@ -135,7 +167,7 @@ def verify(store: Store, snapshot: Snapshot | BaseSnapshot) -> list[str]:
 def _sound(
     kind: type[S],
     store: Store,
-    inputs: dict[str, str],
+    inputs: dict[str, Any],
     uri: SourceUri,
     pin: Pin,
     write: Callable[[SourceUri, Pin, Path], dict[str, Any]],
@@ -172,8 +204,7 @@ def _fetch_stream(source: Source, uri: SourceUri, store: Store) -> Snapshot:
                 log.warning("%s Going on with %s, fetched %s.", error, latest.revision, latest.made_at)
                 return latest
             if not chain.segments:
-                aside = ", ".join(f"{rows} {reason}" for reason, rows in chain.set_aside.items())
-                raise uri.bad(f"yields no rows{f' (set aside: {aside})' if aside else ''}", "There is nothing to use.")
+                raise no_rows(uri, chain.set_aside)
             inputs = _stream_inputs(uri, identity, chain)
             if latest and not damaged and latest.address == Store.address(Snapshot, inputs):
                 return latest
@@ -217,13 +248,13 @@ def _wanted(source: Source) -> Wanted:
         cursor=source.cursor,
         overlap=source.overlap,
         recheck=source.consent is not None if source.recheck is None else source.recheck,
-        permission=Permission(consent=source.consent, time=source.time, max_age=source.max_age),
+        permission=_permission(source),
         tracking_uri=tracking,
     )
 
 
-def _stream_inputs(uri: SourceUri, identity: str, chain: Chain) -> dict[str, str]:
-    return {**_source_inputs(uri, Pin(revision=chain.revision, requested=None)), "stream": identity}
+def _stream_inputs(uri: SourceUri, identity: str, chain: Chain) -> dict[str, Any]:
+    return {**_pinned(uri, chain.revision), "stream": identity}
 
 
 def _latest(store: Store, identity: str) -> Snapshot | None:
@@ -243,9 +274,12 @@ def _before(store: Store, latest: Snapshot | None) -> tuple[Chain, list[str]]:
     return stored(store.folder(latest), damaged), damaged
 
 
-def _in_store(kind: type[S], uri: SourceUri, store: Store, error: Unreachable) -> S:
-    """The latest sound snapshot of a URI whose hub cannot be reached."""
-    for snapshot in reversed([found for found in store.all(kind) if found.uri == uri.text]):
+def _in_store(kind: type[S], uri: SourceUri, store: Store, error: Unreachable, permission: Permission) -> S:
+    """The latest sound snapshot of a URI whose hub cannot be reached, made under the same permission."""
+    asked = permission.model_dump() if permission.asks() else None
+    for snapshot in reversed(store.all(kind)):
+        if snapshot.uri != uri.text or snapshot.inputs.get("permission") != asked:
+            continue
         if damaged := verify(store, snapshot):
             raise _damaged(uri, store, damaged) from error
         log.warning("%s Going on with commit %s, fetched %s.", error, snapshot.revision, snapshot.made_at)

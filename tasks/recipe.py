@@ -75,13 +75,13 @@ class Source(Part):
     """postgresql, mlflow: read everything again each night, so that rows changed or deleted since are followed,
     however old; null: only where consent is set, since it may be withdrawn."""
     consent: str | None = None
-    """postgresql, mlflow: column that must be true in every row that is used (a dotted path reaches into objects);
-    null: none."""
+    """Column that must be true in every row that is used (a dotted path reaches into objects); other rows are counted
+    and not kept; null: none."""
     time: str | None = None
-    """postgresql, mlflow: column of a row's time: ISO 8601 text, or a number of seconds, milli- or microseconds since
-    1970."""
-    max_age: float | None = Field(None, gt=0)
-    """postgresql, mlflow: days after its time that a row may be used; null: for ever."""
+    """Column of a row's time: ISO 8601 text (UTC where it has no zone), or a number of seconds, milli- or microseconds
+    since 1970."""
+    max_age: float | None = Field(None, ge=1)
+    """Greatest age of a row, in days; it is used no more from the day (UTC) on in which it reaches it; null: none."""
 
     @model_validator(mode="after")
     def _fits_its_scheme(self) -> Self:
@@ -98,15 +98,16 @@ class Source(Part):
         return self
 
 
+_OF_PEOPLE = ("file", "hf", "modelscope", "s3", "postgresql", "mlflow")
 _ONLY_FOR = {
     "query": ("postgresql",),
     "cursor": ("postgresql",),
     "overlap": ("postgresql", "mlflow"),
     "recheck": ("postgresql", "mlflow"),
-    # Elsewhere files are kept as they are: refused, for a rule that is not applied must not look as if it were.
-    "consent": ("postgresql", "mlflow"),
-    "time": ("postgresql", "mlflow"),
-    "max_age": ("postgresql", "mlflow"),
+    # What is generated has no such columns: refused, for a rule that is not applied must not look as if it were.
+    "consent": _OF_PEOPLE,
+    "time": _OF_PEOPLE,
+    "max_age": _OF_PEOPLE,
 }
 
 

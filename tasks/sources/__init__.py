@@ -3,7 +3,8 @@
 from tasks.sources.permission import Permission
 from tasks.sources.pin import Pin, Unreachable
 from tasks.sources.rows import COLUMNS, Batch, read_batches
-from tasks.sources.schemes import read_stream, resolve, write_base, write_data, write_stream
+from tasks.sources.schemes import Earlier, no_rows, read_stream, resolve, write_base, write_data, write_stream
+from tasks.sources.sift import CODE as SIFTING
 from tasks.sources.snapshot import BaseSnapshot, Snapshot
 from tasks.sources.stream import EMPTY, Chain, Wanted, stored
 from tasks.sources.uri import HUBS, STREAMS, SourceUri, parse_uri, redacted
@@ -12,16 +13,19 @@ __all__ = [
     "COLUMNS",
     "EMPTY",
     "HUBS",
+    "SIFTING",
     "STREAMS",
     "BaseSnapshot",
     "Batch",
     "Chain",
+    "Earlier",
     "Permission",
     "Pin",
     "Snapshot",
     "SourceUri",
     "Unreachable",
     "Wanted",
+    "no_rows",
     "parse_uri",
     "read_batches",
     "read_stream",

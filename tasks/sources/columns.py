@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import orjson
@@ -45,6 +46,16 @@ def observe(columns: Columns, records: Iterable[dict[str, Any]]) -> None:
             known = columns.get(name, "null")
             if known != "json":
                 columns[name] = _join(known, _shape(value))
+
+
+def stated(name: str) -> dict[str, str]:
+    """The columns that a file's folders state, as Hive writes them: `date=2026-11-23/part.jsonl`; all text."""
+    pairs = [part.partition("=") for part in name.split("/")[:-1]]
+    return {
+        unquote(column): unquote(value)
+        for column, equals, value in pairs
+        if column and equals and value != "__HIVE_DEFAULT_PARTITION__"
+    }
 
 
 def dtype(shape: Shape) -> Any:
@@ -131,7 +142,7 @@ def _fit(value: Any, shape: Shape) -> Any:
         return None
     if isinstance(shape, str):
         if shape == "json":
-            return value if isinstance(value, str) else _json_text(value)
+            return value if isinstance(value, str) else json_text(value).decode()
         if shape == "text":
             return value if isinstance(value, str) else _plain_text(value)
         return float(value) if shape == "number" else value
@@ -144,14 +155,15 @@ def _fit(value: Any, shape: Shape) -> Any:
     return [_fit(item, inner) for item in value]
 
 
-def _json_text(value: Any) -> str:
+def json_text(value: Any) -> bytes:
+    """The value as JSON on one line; what JSON has no form for is text."""
     try:
-        return orjson.dumps(value, default=_plain_text).decode()
+        return orjson.dumps(value, default=_plain_text)
     except TypeError:
         # Integers of more than 64 bits, which the standard library writes and orjson does not.
         import json
 
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain_text)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain_text).encode()
 
 
 def _plain_text(value: Any) -> str:

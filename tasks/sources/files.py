@@ -16,7 +16,7 @@ import orjson
 from tasks.errors import WorldFailed
 from tasks.sources.pin import Pin
 from tasks.sources.records import FORMATS, PACKED, is_data_file
-from tasks.sources.rows import DATA, has_header
+from tasks.sources.rows import has_header
 from tasks.sources.uri import SourceUri, local_path
 from tasks.store import digest, file_digest
 
@@ -29,9 +29,9 @@ def resolve(uri: SourceUri) -> Pin:
     return _pin(uri, find_data(uri))
 
 
-def write(uri: SourceUri, pin: Pin, folder: Path) -> None:
-    """Copy the files into a snapshot's folder; raises WorldFailed when they are no longer what `pin` says."""
-    copy(uri, find_data(uri), pin, folder / DATA)
+def write(uri: SourceUri, pin: Pin, data: Path) -> None:
+    """Copy the files into a folder; raises WorldFailed when they are no longer what `pin` says."""
+    copy(uri, find_data(uri), pin, data)
 
 
 def resolve_model(uri: SourceUri) -> Pin:

@@ -25,7 +25,6 @@ from typing import Any
 from tasks.sources.files import write_json_lines
 from tasks.sources.pin import Pin
 from tasks.sources.planted import Row, duplicate, empty_answer, plant
-from tasks.sources.rows import DATA
 from tasks.sources.traces import TRACES
 from tasks.sources.uri import SourceUri, nearest
 from tasks.store import code_digest, digest
@@ -56,8 +55,8 @@ def resolve(uri: SourceUri) -> Pin:
     )
 
 
-def write(uri: SourceUri, folder: Path) -> str:
-    """Generate the rows into a snapshot's folder; the licence of what was generated.
+def write(uri: SourceUri, data: Path) -> str:
+    """Generate the rows into a folder; the licence of what was generated.
 
     Raises BadInput for a setting that the task does not have or refuses, and for a task that yields
     too few entries whose trace and answer hold.
@@ -69,7 +68,7 @@ def write(uri: SourceUri, folder: Path) -> str:
             f"yields only {len(rows)} distinct questions whose answer holds, and size={size} are asked for",
             "Lower size= or widen the task's settings.",
         )
-    write_json_lines(folder / DATA / f"{uri.path}.jsonl", plant(rows, planted, _WAYS))
+    write_json_lines(data / f"{uri.path}.jsonl", plant(rows, planted, _WAYS))
     return "Apache-2.0"
 
 

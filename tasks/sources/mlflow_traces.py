@@ -28,6 +28,7 @@ UNCLEAR = "unclear_feedback"
 NOT_A_CHAT = "not_a_chat"
 
 _PAGE = 50
+_COLUMNS = ("trace_id", "timestamp", "request", "response", "tags")
 _UP = ("true", "yes", "up", "thumbs_up", "thumbs-up", "thumbsup", "positive", "good", "like", "liked", "correct", "1")
 _DOWN = (
     "false", "no", "down", "thumbs_down", "thumbs-down", "thumbsdown", "negative", "bad", "dislike", "disliked",
@@ -48,6 +49,7 @@ class LikedTraces:
     def __init__(self, uri: SourceUri, wanted: Wanted) -> None:
         self.uri = uri
         self.tracking = wanted.tracking_uri or ""
+        wanted.permission.require(_COLUMNS, uri)
         self.client: Any = None
         self.experiment = ""
 

@@ -6,7 +6,7 @@ A night knows most rows from the night before. By its key a row is found again w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from tasks.errors import BadInput
+from tasks.sources.columns import json_text
 
 Record = dict[str, Any]
 # What polars mixes into its hashes; two of them make 128 bits.
@@ -28,6 +29,9 @@ class Piece(Protocol):
 
     def records(self, where: Iterable[int] | None = None) -> list[Record]:
         """All rows as objects, or those at some places; raises BadInput, with file and line."""
+
+    def texts(self, where: Iterable[int]) -> Iterator[bytes]:
+        """The rows at some places as JSON, each on one line."""
 
     def keys(self) -> np.ndarray:
         """A key of each row's content, (rows, 2) u64; rows of other content have other keys."""
@@ -44,6 +48,9 @@ class Records:
 
     def records(self, where: Iterable[int] | None = None) -> list[Record]:
         return self._records if where is None else [self._records[place] for place in where]
+
+    def texts(self, where: Iterable[int]) -> Iterator[bytes]:
+        return (json_text(self._records[place]) for place in where)
 
     def keys(self) -> np.ndarray:
         return _digests(orjson.dumps(record, default=repr) for record in self._records)
@@ -62,6 +69,9 @@ class Lines:
 
     def records(self, where: Iterable[int] | None = None) -> list[Record]:
         return [self._object(place) for place in (range(len(self.lines)) if where is None else where)]
+
+    def texts(self, where: Iterable[int]) -> Iterator[bytes]:
+        return (self.lines[place] for place in where)
 
     def keys(self) -> np.ndarray:
         return _digests(self.lines)
@@ -90,12 +100,34 @@ class Table:
         batch = self._batch if where is None else self._batch.take(pa.array(list(where), pa.int64()))
         return [_without_nulls(record) for record in batch.to_pylist(maps_as_pydicts="strict")]
 
+    def texts(self, where: Iterable[int]) -> Iterator[bytes]:
+        return map(json_text, self.records(where))
+
     def keys(self) -> np.ndarray:
         try:
             frame = pl.DataFrame(pl.from_arrow(self._batch))
             return np.stack([frame.hash_rows(seed).to_numpy() for seed in _SEEDS], axis=1)
         except pl.exceptions.PolarsError:  # a type that polars does not have, such as a map
             return Records(self.records()).keys()
+
+
+class Within:
+    """Rows of a file whose folders state columns as well (`date=2026-11-23`); a row's own value comes first."""
+
+    def __init__(self, piece: Piece, columns: Mapping[str, str]) -> None:
+        self._piece, self._columns = piece, columns
+
+    def __len__(self) -> int:
+        return len(self._piece)
+
+    def records(self, where: Iterable[int] | None = None) -> list[Record]:
+        return [{**self._columns, **record} for record in self._piece.records(where)]
+
+    def texts(self, where: Iterable[int]) -> Iterator[bytes]:
+        return self._piece.texts(where)  # the folders still say the rest
+
+    def keys(self) -> np.ndarray:
+        return self._piece.keys() ^ _digests([orjson.dumps(self._columns, option=orjson.OPT_SORT_KEYS)])
 
 
 def bad_line(shown: str, number: int, line: bytes, problem: str) -> BadInput:

@@ -66,12 +66,12 @@ class Query:
 
     def __init__(self, uri: SourceUri, wanted: Wanted) -> None:
         self.uri = uri
-        self.part = uri.field.rpartition(".")[0]
         try:
             self.query = one_query(wanted.query or "")
         except ValueError as error:
             raise self._bad("query", wanted.query, f"cannot be read from ({error})", "Write one SELECT.") from error
         self.cursor = wanted.cursor
+        self.permission = wanted.permission
         self.connection: Any = None
         self.types: tuple[str, ...] = ()
         self.unit: int | None = None
@@ -174,6 +174,7 @@ class Query:
         if absent := [name for name in self.cursor if name not in names]:
             way_out = f"{nearest(absent[0], names)}Columns: {', '.join(names)}."
             raise self._bad("cursor", absent[0], "is not a column of the query", way_out)
+        self.permission.require(names, self.uri)
         oids = {column.name: column.type_code for column in found.description}
         types = [
             self.connection.execute("SELECT format_type(%s::oid, NULL)", (oids[name],)).fetchone()[0]
@@ -229,7 +230,7 @@ class Query:
                 ) from error
 
     def _bad(self, field: str, value: object, problem: str, way_out: str) -> BadInput:
-        return BadInput(f"{self.part}.{field}" if self.part else field, value, problem, way_out)
+        return BadInput(f"{self.uri.part}.{field}", value, problem, way_out)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

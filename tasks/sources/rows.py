@@ -11,8 +11,8 @@ import orjson
 import polars as pl
 
 from tasks.errors import BadInput
-from tasks.sources.columns import Columns, frame, observe
-from tasks.sources.pieces import Piece
+from tasks.sources.columns import Columns, frame, observe, stated
+from tasks.sources.pieces import Piece, Within
 from tasks.sources.records import is_data_file, read_pieces
 from tasks.sources.snapshot import Snapshot
 from tasks.sources.uri import SourceUri, parse_uri
@@ -60,23 +60,22 @@ def read_batches(folder: Path, snapshot: Snapshot) -> Iterator[Batch]:
     Memory is bounded by a batch, whatever the size of the source.
     """
     columns: Columns = orjson.loads((folder / COLUMNS).read_bytes())
-    header = has_header(parse_uri(snapshot.uri))
     row = 0
-    for path in data_files(folder):
-        for piece in read_pieces(path, shown_name(folder, path), header=header):
+    for _, parts in pieces(parse_uri(snapshot.uri), folder / DATA):
+        for piece in parts:
             yield Batch(columns, piece, row)
             row += len(piece)
 
 
-def survey(folder: Path, *, header: bool = True) -> int:
+def survey(uri: SourceUri, folder: Path) -> int:
     """Read every row below `folder` once: how many there are, their columns into columns.json.
 
     Raises BadInput, with file and line, for what cannot be read.
     """
     columns: Columns = {}
     rows = 0
-    for path in data_files(folder):
-        for piece in read_pieces(path, shown_name(folder, path), header=header):
+    for _, parts in pieces(uri, folder / DATA):
+        for piece in parts:
             observe(columns, piece.records())
             rows += len(piece)
     if ROW_NUMBER in columns:
@@ -87,15 +86,14 @@ def survey(folder: Path, *, header: bool = True) -> int:
     return rows
 
 
-def data_files(folder: Path) -> list[Path]:
-    """The data files of a snapshot in the order in which their rows are numbered."""
-    data = folder / DATA
-    return sorted(path for path in data.rglob("*") if path.is_file() and is_data_file(path.name))
-
-
-def shown_name(folder: Path, path: Path) -> str:
-    """A data file's name in messages."""
-    return str(path.relative_to(folder / DATA))
+def pieces(uri: SourceUri, data: Path) -> Iterator[tuple[Path, Iterator[Piece]]]:
+    """The data files below a folder, in the order in which their rows are numbered, with the rows of each."""
+    header = has_header(uri)
+    for path in sorted(path for path in data.rglob("*") if path.is_file() and is_data_file(path.name)):
+        name = str(path.relative_to(data))
+        parts = read_pieces(path, name, header=header)
+        columns = stated(name)
+        yield path, (Within(piece, columns) for piece in parts) if columns else parts
 
 
 def has_header(uri: SourceUri) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,30 @@ def resolve(uri: SourceUri) -> Pin:
     return Pin(revision=with_retries(bucket, lambda: bucket.listing(None)).commit, requested=None)
 
 
-def write(uri: SourceUri, pin: Pin, folder: Path, earlier: Mapping[str, Path]) -> str | None:
-    """Write the objects at a pin into a snapshot's folder; its watermark, as JSON.
+def write(
+    uri: SourceUri, pin: Pin, folder: Path, data: Path, earlier: Mapping[str, Path], kept_as: Callable[[str], str]
+) -> str | None:
+    """Write the objects at a pin into `data`, and their listing into the snapshot's folder; its watermark, as JSON.
 
-    `earlier`: sound files of an earlier snapshot by `name` in it, and its own listing under OBJECTS.
+    `earlier`: sound files of an earlier snapshot by `name` in it, and its own listing under OBJECTS; `kept_as`: the
+    name there of what an object held.
     """
     bucket = Bucket(uri)
     listing = with_retries(bucket, lambda: bucket.listing(None))
     if listing.commit != pin.revision:
         raise WorldFailed(uri.text, "changed while it was read", "Run again; what was fetched is kept.")
-    (folder / DATA).mkdir(exist_ok=True)
     known = orjson.loads(earlier[OBJECTS].read_bytes()) if OBJECTS in earlier else {}
-    for file in listing.files:
-        path = earlier.get(f"{DATA}/{file.name}")
-        target = folder / DATA / file.name
-        if path is not None and known.get(file.name) == [file.etag, file.size] and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link(path, target)
-    download(bucket, uri, pin.revision, list(listing.files), folder, folder / DATA)
+    held = {
+        file: earlier[name]
+        for file in listing.files
+        if known.get(file.name) == [file.etag, file.size] and (name := f"{DATA}/{kept_as(file.name)}") in earlier
+    }
+    # Before the links: it removes what is not among its files.
+    download(bucket, uri, pin.revision, [file for file in listing.files if file not in held], folder, data)
+    for file, path in held.items():
+        target = data / kept_as(file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link(path, target)
     objects = {file.name: [file.etag, file.size] for file in listing.files}
     write_whole(folder / OBJECTS, orjson.dumps(objects, option=orjson.OPT_INDENT_2).decode())
     newest = max(listing.files, key=lambda file: (file.modified or "", file.name))

@@ -13,7 +13,6 @@ from tasks.sources import sample_chat, sample_tools
 from tasks.sources.files import write_json_lines
 from tasks.sources.pin import Pin
 from tasks.sources.planted import Row, Spoil, plant
-from tasks.sources.rows import DATA
 from tasks.sources.uri import SourceUri, nearest
 from tasks.store import code_digest, digest
 
@@ -35,15 +34,15 @@ def resolve(uri: SourceUri) -> Pin:
     return Pin(revision=digest({"name": uri.path, **_settings(uri), "code": code}), requested=None)
 
 
-def write(uri: SourceUri, folder: Path) -> str:
-    """Generate the data set into a snapshot's folder; the licence of what was generated.
+def write(uri: SourceUri, data: Path) -> str:
+    """Generate the data set into a folder; the licence of what was generated.
 
     Raises BadInput when so many distinct prompts cannot be made.
     """
     conversations, ways = _DATA_SETS[uri.path]
     settings = _settings(uri)
     rows = _distinct(uri, conversations(int(settings["seed"])), int(settings["size"]))
-    write_json_lines(folder / DATA / f"{uri.path}.jsonl", plant(rows, settings["planted"], ways))
+    write_json_lines(data / f"{uri.path}.jsonl", plant(rows, settings["planted"], ways))
     return "Apache-2.0"
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from tasks.errors import BadInput
 from tasks.sources import files, gym, hub, s3, sample, smollm2, stream
 from tasks.sources.huggingface import HuggingFace
 from tasks.sources.mlflow_traces import LikedTraces
 from tasks.sources.modelscope import ModelScope
+from tasks.sources.permission import Permission
 from tasks.sources.pin import Pin
 from tasks.sources.postgresql import Query
-from tasks.sources.rows import DATA, has_header, survey
+from tasks.sources.rows import DATA, survey
+from tasks.sources.sift import RAW, sift, sifted_name
+from tasks.sources.snapshot import Snapshot
 from tasks.sources.uri import HUBS, SourceUri, parse_uri
+from tasks.store import link
 
 What = Literal["data", "model"]
 
@@ -42,27 +48,57 @@ def resolve(uri: str | SourceUri, what: What = "data") -> Pin:
     raise parsed.bad(f"is no source of a {what}", "See the recipe for the forms of a URI.")
 
 
-def write_data(uri: SourceUri, pin: Pin, folder: Path, earlier: Mapping[str, Path] | None = None) -> dict[str, Any]:
+class Earlier(NamedTuple):
+    """A snapshot of the same source; `files`: those of it that are sound, by name."""
+
+    snapshot: Snapshot
+    files: Mapping[str, Path]
+
+
+def write_data(
+    uri: SourceUri,
+    pin: Pin,
+    folder: Path,
+    permission: Permission,
+    cutoff: int | None,
+    earlier: Earlier | None,
+) -> dict[str, Any]:
     """Write the files of a data source at a pin into a snapshot's folder; the fields of its manifest.
 
-    `earlier`: sound files of an earlier snapshot of it, by name; they need not be fetched again.
-    Raises BadInput for a source without rows and for a file that cannot be read, with its line.
+    `permission`: what every row must fulfil, with the `cutoff` of its age; `earlier`: a snapshot made under the same
+    permission, whose files need not be fetched again. Raises BadInput for a source without rows and for a file that
+    cannot be read, with its line.
     """
+    data = folder / (RAW if permission.asks() else DATA)
     licence = watermark = None
-    if uri.scheme in HUBS:
-        licence = _download(uri, "data", pin, folder)
+    if earlier and earlier.snapshot.revision == pin.revision and earlier.files.keys() == earlier.snapshot.files.keys():
+        licence, watermark = earlier.snapshot.licence, earlier.snapshot.watermark
+        _link(earlier.files, folder, data)
+    elif uri.scheme in HUBS:
+        licence = _download(uri, "data", pin, folder, data)
     elif uri.scheme == "file":
-        files.write(uri, pin, folder)
+        files.write(uri, pin, data)
     elif uri.scheme == "s3":
-        watermark = s3.write(uri, pin, folder, earlier or {})
+        kept_as = sifted_name if permission.asks() else str
+        watermark = s3.write(uri, pin, folder, data, earlier.files if earlier else {}, kept_as)
     elif uri.scheme == "gym":
-        licence = gym.write(uri, folder)
+        licence = gym.write(uri, data)
     else:
-        licence = sample.write(uri, folder)
-    rows = survey(folder, header=has_header(uri))
+        licence = sample.write(uri, data)
+    sifted: dict[str, Any] = {}
+    if permission.asks():
+        sifted = sift(uri, data, folder / DATA, permission, cutoff)
+        shutil.rmtree(data)
+    rows = survey(uri, folder)
     if not rows:
-        raise uri.bad("yields no rows", "Give a source with at least one row.")
-    return {**_origin(uri, pin, licence), "rows": rows, "size": _size(folder), "watermark": watermark}
+        raise no_rows(uri, sifted.get("set_aside", {}))
+    return {**_origin(uri, pin, licence), "rows": rows, "size": _size(folder), "watermark": watermark, **sifted}
+
+
+def no_rows(uri: SourceUri, set_aside: Mapping[str, int]) -> BadInput:
+    """The error that a source has nothing to train on."""
+    aside = ", ".join(f"{rows} {reason}" for reason, rows in set_aside.items())
+    return uri.bad(f"yields no rows{f' (set aside: {aside})' if aside else ''}", "Give a source with at least one row.")
 
 
 def read_stream(uri: SourceUri, wanted: stream.Wanted, before: stream.Chain, stage: Path | None) -> stream.Chain:
@@ -82,7 +118,7 @@ def read_stream(uri: SourceUri, wanted: stream.Wanted, before: stream.Chain, sta
 def write_stream(uri: SourceUri, chain: stream.Chain, folder: Path) -> dict[str, Any]:
     """Write a stream's segments into a snapshot's folder; the fields of its manifest."""
     stream.write(chain, folder)
-    rows = survey(folder)
+    rows = survey(uri, folder)
     fields = {"rows": rows, "size": _size(folder), "rows_in": chain.rows_in, "set_aside": chain.set_aside}
     return {**_origin(uri, Pin(revision=chain.revision, requested=None), None), **fields, "watermark": chain.watermark}
 
@@ -91,7 +127,7 @@ def write_base(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
     """Write a base model's files into a base snapshot's folder; the fields of its manifest."""
     licence: str | None = None
     if uri.scheme in HUBS:
-        licence = _download(uri, "model", pin, folder)
+        licence = _download(uri, "model", pin, folder, folder)
     elif uri.scheme == "file":
         files.write_model(uri, pin, folder)
     else:
@@ -107,16 +143,25 @@ def _resolve_hub(uri: SourceUri, what: What) -> Pin:
     return Pin(revision=hub.with_retries(client, lambda: client.listing(uri.revision)).commit, requested=uri.revision)
 
 
-def _download(uri: SourceUri, what: What, pin: Pin, folder: Path) -> str | None:
+def _download(uri: SourceUri, what: What, pin: Pin, folder: Path, target: Path) -> str | None:
     client = _client(uri, what)
     listing = hub.with_retries(client, lambda: client.listing(pin.revision))
     if isinstance(client, ModelScope):
         listing = listing.model_copy(update={"card": client.card(listing, folder / hub.PARTIAL)})
-    if what == "data":
-        hub.download(client, uri, pin.revision, hub.choose_data(uri, listing), folder, folder / DATA)
-    else:
-        hub.download(client, uri, pin.revision, hub.choose_model(uri, listing), folder, folder)
+    chosen = hub.choose_data(uri, listing) if what == "data" else hub.choose_model(uri, listing)
+    hub.download(client, uri, pin.revision, chosen, folder, target)
     return listing.licence
+
+
+def _link(found: Mapping[str, Path], folder: Path, data: Path) -> None:
+    """Take over an earlier snapshot's files: its data into `data`, what lies beside it into `folder`."""
+    shutil.rmtree(data, ignore_errors=True)
+    for name, path in found.items():
+        within = Path(name)
+        target = data / within.relative_to(DATA) if within.parts[0] == DATA else folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        link(path, target)
 
 
 def _client(uri: SourceUri, what: What) -> HuggingFace | ModelScope:

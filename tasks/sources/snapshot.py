@@ -16,7 +16,8 @@ class Snapshot(Manifest):
     stands for one; `requested`: the branch or tag that was asked for, if any; `rows`: rows in `data/`;
     `size`: bytes; `licence`: SPDX identifier where the source states one. `watermark`: of a stream, the cursor of
     its last row, as JSON. `rows_in`: where rows may be left out, the rows looked at when this was made; those that
-    are not in `data/` are in `set_aside`, by reason.
+    are not in `data/` are in `set_aside`, by reason. `oldest`: of files, least time of a row, in microseconds since
+    1970, where the recipe says which column that is.
     """
 
     kind = "snapshot"
@@ -29,6 +30,7 @@ class Snapshot(Manifest):
     licence: str | None
     watermark: str | None = None
     rows_in: int | None = None
+    oldest: int | None = None
     set_aside: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")

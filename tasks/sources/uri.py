@@ -65,6 +65,11 @@ class SourceUri(BaseModel):
     revision: str | None
     params: dict[str, str]
 
+    @property
+    def part(self) -> str:
+        """The part of the recipe that the URI is a field of, such as `sources.own`."""
+        return self.field.rpartition(".")[0]
+
     def bad(self, problem: str, way_out: str) -> BadInput:
         """The error that this URI cannot be used as given."""
         return BadInput(self.field, self.text, problem, way_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -297,6 +298,31 @@ def test_subsets_and_splits_are_the_cards_or_the_names_and_never_guessed(hub: An
     assert (english.rows, english.licence) == (4, "mit")
     assert fetch(source(f"{scheme}://org/cards?subset=de&split=test"), store).rows == 6
     assert fetch(source(f"{scheme}://org/cards?files=de/*"), store).rows == 11
+
+
+@HUBS
+def test_rows_without_consent_or_too_old_are_not_kept_and_nothing_is_fetched_to_leave_out_more(
+    hub: Any, store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime(2026, 11, 24, 2, tzinfo=UTC)
+    monkeypatch.setattr("tasks.sources.permission.now", lambda: now)
+    days = [{"question": f"q{n}", "ok": n != 3, "at": (now - timedelta(days=n)).isoformat()} for n in range(10)]
+    content = "".join(json.dumps(row) + "\n" for row in days).encode()
+    hub.repository("dataset", "org/people").commit({"people.jsonl.gz": gzip.compress(content)})
+    own = Source(name="s", uri=f"{scheme}://org/people", kind="chat", share=1, consent="ok", time="at", max_age=8)
+    first = fetch(own, store)
+    assert (first.rows_in, first.rows, first.set_aside) == (10, 7, {"no_consent": 1, "expired": 2})
+    assert not [path for path in store.root.rglob("*") if path.is_file() and b'"q3"' in path.read_bytes()]
+    transfers = len(hub.asked("people.jsonl"))
+    now += timedelta(days=1)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("tasks.sources.hub.ATTEMPTS", 2)
+    second = fetch(own, store)  # offline, and yet nothing too old is used
+    assert (second.revision, second.rows, second.set_aside) == (first.revision, 6, {"expired": 1})
+    assert len(hub.asked("people.jsonl")) == transfers
+    with pytest.raises(Unreachable):
+        fetch(own.model_copy(update={"consent": "other"}), store)
 
 
 @HUBS

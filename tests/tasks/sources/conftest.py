@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the session."""
+"""A real PostgreSQL server and one that speaks S3, for the session."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,3 +124,48 @@ def database(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     run.server = postgres  # type: ignore[attr-defined]
     run("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO reader")
     return run
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with open(log, "w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
+                    break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < until, "moto did not start"
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty bucket `logs` as a client of boto3's, with `put` and the environment that leads to it."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("tasks.sources.hub.FIRST_WAIT", 0.01)
+    client = boto3.client("s3")
+    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
+    client.create_bucket(Bucket="logs")
+    client.put = lambda key, body: client.put_object(Bucket="logs", Key=key, Body=body)  # type: ignore[attr-defined]
+    return client

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,52 +14,8 @@ from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch, source_inputs, verify
 from tasks.recipe import Source
 from tasks.sources import Snapshot, read_batches
+from tasks.sources.s3 import Bucket
 from tasks.store import Store
-
-
-@pytest.fixture(scope="session")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with open(log, "w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
-                    break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < until, "moto did not start"
-                time.sleep(0.1)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty bucket `logs` as a client of boto3's, with `put` and the environment that leads to it."""
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret"), ("REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("tasks.sources.hub.FIRST_WAIT", 0.01)
-    client = boto3.client("s3")
-    urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST")).close()
-    client.create_bucket(Bucket="logs")
-    client.put = lambda key, body: client.put_object(Bucket="logs", Key=key, Body=body)  # type: ignore[attr-defined]
-    return client
 
 
 @pytest.fixture
@@ -77,8 +27,9 @@ def source(uri: str, **fields: Any) -> Source:
     return Source(name="own", uri=uri, kind="chat", share=1, **fields)
 
 
-def lines(*prompts: str) -> bytes:
-    return b"".join(json.dumps({"prompt": prompt, "completion": "a"}).encode() + b"\n" for prompt in prompts)
+def lines(*prompts: str, **fields: Any) -> bytes:
+    rows = [{"prompt": prompt, "completion": "a", **fields} for prompt in prompts]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
 def prompts(store: Store, snapshot: Snapshot) -> list[str]:
@@ -148,3 +99,23 @@ def test_without_credentials_or_a_server_the_error_says_what_to_set(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(WorldFailed, match="Set AWS_ACCESS_KEY_ID"):
         fetch(source("s3://logs/a.jsonl"), store)
+
+
+def test_rows_without_consent_are_not_kept_and_only_what_came_is_transferred(
+    bucket: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("logs/1.jsonl", lines("kept", ok=True) + lines("refused", ok=False))
+    bucket.put("logs/2.jsonl.gz", gzip.compress(lines("withdrawn later", ok="true")))
+    own = source("s3://logs/logs", consent="ok")
+    first = fetch(own, store)
+    assert (prompts(store, first), first.set_aside) == (["kept", "withdrawn later"], {"no_consent": 1})
+    assert not [path for path in store.root.rglob("*") if path.is_file() and b"refused" in path.read_bytes()]
+    bucket.put("logs/2.jsonl.gz", gzip.compress(lines("withdrawn later", ok=False)))
+    bucket.put("logs/3.jsonl", lines("new", ok=True))
+    transferred: list[str] = []
+    get = Bucket.get
+    monkeypatch.setattr(Bucket, "get", lambda *args: (transferred.append(args[2].name), get(*args)))
+    second = fetch(own, store)
+    assert (prompts(store, second), second.rows_in, second.set_aside) == (["kept", "new"], 3, {"no_consent": 1})
+    assert sorted(transferred) == ["2.jsonl.gz", "3.jsonl"]
+    assert (prompts(store, first), verify(store, first)) == (["kept", "withdrawn later"], [])
