@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.command import JsonOption, RecipeArgument, SetOption, answers, load, prepare, terminal
+
+if TYPE_CHECKING:
+    from tasks.registry import Version
 
 app = typer.Typer()
 
@@ -55,6 +58,9 @@ def champion(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOpt
 
 
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="Version of the recipe's registered model.")]
+VersionOrAlias = Annotated[
+    str, typer.Argument(metavar="VERSION", help="Version of the recipe's registered model, or an alias: champion.")
+]
 WhyOption = Annotated[str, typer.Option(help="Why; kept in the record of moves.")]
 
 
@@ -62,15 +68,9 @@ WhyOption = Annotated[str, typer.Option(help="Why; kept in the record of moves."
 @answers
 def promote(recipe: RecipeArgument, version: VersionArgument, why: WhyOption, as_json: JsonOption = False) -> Any:
     """Make a version champion by hand, whatever the gate said; recorded with who and why."""
-    loaded, _ = load(recipe)
-    prepare()
-    from tasks.errors import BadInput
+    found = _version(recipe, str(version))
     from tasks.register import promote as move_champion
-    from tasks.registry import get
 
-    found = get(loaded.registered_model, version)
-    if found is None:
-        raise BadInput("VERSION", version, f"is no version of {loaded.registered_model}", "See `nightowl candidates`.")
     moved = move_champion(found, override=why)
     return moved.model_dump(mode="json"), lambda: print(f"version {version}: {moved.outcome}")
 
@@ -121,3 +121,44 @@ def report(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOptio
             print(page)
 
     return {"nights": [night.model_dump(mode="json") for night in past], "report": page}, say
+
+
+@app.command()
+@answers
+def reproduce(
+    recipe: RecipeArgument,
+    version: VersionOrAlias,
+    train: Annotated[bool, typer.Option("--train", help="Train the adapter again as well, and compare it.")] = False,
+    as_json: JsonOption = False,
+) -> Any:
+    """Make a version's mixture again from its pinned sources; exit code 1 when anything comes out different."""
+    found = _version(recipe, version)
+    from tasks.registry import read_record
+    from tasks.reproduce import reproduce as make_again
+    from tasks.store import Store
+
+    made = make_again(read_record(found), Store.open(), train)
+
+    def say() -> None:
+        from flows.tables import reproduction_table
+
+        terminal().print(reproduction_table(made))
+        circumstances = sum(part.state == "differs" for part in made.circumstances)
+        aside = f" ({circumstances} circumstances differ)" if circumstances else ""
+        print(f"{found.model} version {found.version}: {'reproduced' if made.same else 'NOT reproduced'}{aside}")
+
+    told = {"model": found.model, "version": found.version, "same": made.same, **made.model_dump(mode="json")}
+    return {**told, "exit_code": 0 if made.same else 1}, say
+
+
+def _version(recipe: str, version: str) -> Version:
+    """The version of a recipe's model that a number or an alias names."""
+    loaded, _ = load(recipe)
+    prepare()
+    from tasks.errors import BadInput
+    from tasks.registry import named
+
+    found = named(loaded.registered_model, version)
+    if found is None:
+        raise BadInput("VERSION", version, f"is no version of {loaded.registered_model}", "See `nightowl candidates`.")
+    return found

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from tasks.conversations import Conversations
 from tasks.registry import Candidate, NightRecord
+from tasks.reproduce import Reproduction
 
 _STYLE = {"critical": "red", "warning": "yellow", "info": "dim"}
 
@@ -54,4 +55,15 @@ def nights_table(nights: Sequence[NightRecord]) -> Table:
     for night in nights:
         minutes = f"{night.seconds / 60:.1f}" if night.seconds is not None else ""
         table.add_row(night.started[:16], night.outcome or night.status, minutes, Text(night.reason or ""))
+    return table
+
+
+def reproduction_table(made: Reproduction) -> Table:
+    """What was compared when a version was made again."""
+    table = Table(box=None)
+    for name in ("part", "state", "found"):
+        table.add_column(name, no_wrap=name != "found")
+    for parts, style in ((made.circumstances, "yellow"), (made.outcome, "bold red")):
+        for part in parts:
+            table.add_row(part.name, Text(part.state, style="" if part.state == "same" else style), Text(part.told))
     return table

@@ -41,7 +41,7 @@ from tasks.sources import (
     write_data,
     write_stream,
 )
-from tasks.store import Store, code_digest, digest, file_digest
+from tasks.store import Manifest, Store, code_digest, digest, file_digest, link
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", Snapshot, BaseSnapshot)
@@ -83,6 +83,47 @@ def fetch_base(base: Base, store: Store) -> BaseSnapshot:
     return _sound(BaseSnapshot, store, _base_inputs(uri, pin), uri, pin, write_base)
 
 
+def fetch_again(source: Source, recorded: Snapshot, store: Store) -> Snapshot:
+    """The source's snapshot at a recorded commit; of a source without commits, what it holds now.
+
+    Raises BadInput for a stream, whose rows of that day may have changed since, and else as `fetch` does, with no
+    falling back on what the store has.
+    """
+    uri = _source_uri(source)
+    if uri.scheme in STREAMS:
+        raise uri.bad("is a stream and cannot be read as it was", "What was read of it is in the store it was read to.")
+    pin, permission = _pin(recorded) if uri.scheme in HUBS else resolve(uri), _permission(source)
+    inputs, cutoff = _pinned(uri, pin.revision), recorded.inputs.get("cutoff")
+    if permission.asks():
+        inputs |= _sifted(permission, cutoff)
+
+    def write(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
+        return write_data(uri, pin, folder, permission, cutoff, None)
+
+    return _sound(Snapshot, store, inputs, uri, pin, write)
+
+
+def fetch_base_again(base: Base, recorded: BaseSnapshot, store: Store) -> BaseSnapshot:
+    """The base model's snapshot at a recorded commit, as `fetch_again` has it."""
+    uri = _base_uri(base)
+    pin = _pin(recorded) if uri.scheme in HUBS else resolve(uri, "model")
+    return _sound(BaseSnapshot, store, _base_inputs(uri, pin), uri, pin, write_base)
+
+
+def adopt(recorded: S, origin: Store, store: Store) -> S | None:
+    """A snapshot of one store in another, its files linked; None where `origin` lacks a file as it was recorded."""
+    if origin.find(type(recorded), recorded.address) is None or verify(origin, recorded):
+        return None
+
+    def build(work: Path) -> dict[str, Any]:
+        for name in recorded.files:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            link(origin.folder(recorded) / name, work / name)
+        return recorded.model_dump(exclude=set(Manifest.model_fields))
+
+    return store.make(type(recorded), recorded.inputs, build)[0]
+
+
 def source_inputs(source: Source, store: Store) -> dict[str, Any]:
     """The inputs that give the source's snapshot its address, as it points now; raises as `resolve` does.
 
@@ -114,6 +155,10 @@ def _permission(source: Source) -> Permission:
     return Permission(consent=source.consent, time=source.time, max_age=source.max_age)
 
 
+def _pin(recorded: Snapshot | BaseSnapshot) -> Pin:
+    return Pin(revision=recorded.revision, requested=recorded.requested)
+
+
 def _pinned(uri: SourceUri, revision: str) -> dict[str, Any]:
     # The columns that are written beside the data are the work of this code.
     return {"uri": uri.text, "revision": revision, "columns": code_digest("tasks/sources/columns.py")}
@@ -123,12 +168,17 @@ def _source_inputs(uri: SourceUri, pin: Pin, permission: Permission, store: Stor
     inputs = _pinned(uri, pin.revision)
     if not permission.asks():
         return inputs
-    inputs |= {"permission": permission.model_dump(), "sifting": code_digest(*SIFTING)}
+    inputs |= _sifted(permission, None)
     # As long as no row reaches its greatest age, the snapshot of an earlier day is today's as well.
     for snapshot in reversed(store.all(Snapshot)):
-        if {**snapshot.inputs, "cutoff": None} == {**inputs, "cutoff": None} and not _expired(snapshot, permission):
+        if {**snapshot.inputs, "cutoff": None} == inputs and not _expired(snapshot, permission):
             return snapshot.inputs
     return {**inputs, "cutoff": permission.cutoff()}
+
+
+def _sifted(permission: Permission, cutoff: int | None) -> dict[str, Any]:
+    """What a snapshot depends on where rows may be left out of it."""
+    return {"permission": permission.model_dump(), "sifting": code_digest(*SIFTING), "cutoff": cutoff}
 
 
 def _expired(snapshot: Snapshot, permission: Permission) -> bool:

@@ -183,12 +183,22 @@ def _enter(
         "four_bit": recipe.training.method == "qlora",
         "max_new_tokens": max(suite.max_new_tokens for suite in recipe.evaluation.suites),
     }
+    record = registry.make_record(recipe, base, snapshots, conversations, mixture, adapter)
     params = {"base": base.uri, "rank": str(recipe.training.rank), "method": recipe.training.method}
     with tempfile.TemporaryDirectory(dir=home(), prefix="register-") as folder:
         packed, work = Path(folder) / "adapter", Path(folder)
         registry.pack(adapter, base, card, store, packed)
         model_id = registry.log_model(
-            mlflow, run_id, night.experiment_id, recipe.registered_model, packed, work, config, params, adapter.steps
+            mlflow,
+            run_id,
+            night.experiment_id,
+            recipe.registered_model,
+            packed,
+            record,
+            work,
+            config,
+            params,
+            adapter.steps,
         )
     data = (f"{mixture.recipe}-test", mixture.splits["test"].digest[:36])
     registry.log_scores(mlflow, run_id, model_id, registry.score_metrics(rows), adapter.steps, data)

@@ -80,9 +80,19 @@ def validate(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnaps
     return gated
 
 
-def look(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot, store: Store) -> Conversations:
-    """The same, whether the source passes or not; raises BadInput and WorldFailed as `validate` does."""
-    return _gated(recipe.name, source, snapshot, recipe.base, base, recipe.quality, store)
+def look(
+    recipe: Recipe,
+    source: Source,
+    snapshot: Snapshot,
+    base: BaseSnapshot,
+    store: Store,
+    history: Path | None = None,
+) -> Conversations:
+    """The same, whether the source passes or not; raises BadInput and WorldFailed as `validate` does.
+
+    `history`: folder of the pages of all nights; null: the home's.
+    """
+    return _gated(recipe.name, source, snapshot, recipe.base, base, recipe.quality, store, history)
 
 
 def check(
@@ -171,7 +181,14 @@ def _line(inputs: Mapping[str, Any], snapshot: Path) -> str:
 
 
 def _gated(
-    night: str, source: Source, snapshot: Snapshot, base: Base, model: BaseSnapshot, quality: Quality, store: Store
+    night: str,
+    source: Source,
+    snapshot: Snapshot,
+    base: Base,
+    model: BaseSnapshot,
+    quality: Quality,
+    store: Store,
+    history: Path | None = None,
 ) -> Conversations:
     rules = applied(quality)
     inputs = conversations_inputs(source, snapshot, base, model, quality)
@@ -187,7 +204,9 @@ def _gated(
         sorted_out = _sort_out(pile, rules, renderer, source, snapshot.revision, work, regions)
         changed = pile.changed
         changed.write_parquet(work / "changed.parquet")
-        findings = _decide(f"{night}-{source.name}", source.kind, pile, sorted_out, rules, quality, work / "docs")
+        pages = history or home() / "expectations"
+        name = f"{night}-{source.name}"
+        findings = _decide(name, source.kind, pile, sorted_out, rules, quality, work / "docs", pages)
         return {
             "source": source.name,
             "snapshot": snapshot.address,
@@ -368,6 +387,7 @@ def _decide(
     rules: Sequence[Rule],
     quality: Quality,
     docs: Path,
+    history: Path,
 ) -> list[Finding]:
     """Third pass: Great Expectations on what was found. Its outcomes, as findings, are the decision."""
     from expectations import CheckFailed, RowRule, Table, check, conversations, raw
@@ -409,7 +429,7 @@ def _decide(
         ),
     ]
     try:
-        outcomes = check(tables, history=home() / "expectations", night=name, pages=docs)
+        outcomes = check(tables, history=history, night=name, pages=docs)
     except CheckFailed as error:
         raise WorldFailed(
             f"the data gate of sources.{name}",

@@ -7,6 +7,7 @@ from tasks.registry.journal import Decision, alias_version, ensure_model, move, 
 from tasks.registry.lineage import (
     Snapshots,
     code_tags,
+    code_version,
     compact,
     containing_row,
     containing_source,
@@ -17,9 +18,10 @@ from tasks.registry.lineage import (
 )
 from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.page import Story, graph, page
+from tasks.registry.record import Record, libraries, make_record, read_record
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
 from tasks.registry.tracking import answers, client, tracking_uri
-from tasks.registry.versions import candidates, champion, create, find, get, lineage_of, log_model, log_scores
+from tasks.registry.versions import candidates, champion, create, find, get, lineage_of, log_model, log_scores, named
 
 __all__ = [
     "BASE",
@@ -30,6 +32,7 @@ __all__ = [
     "Night",
     "NightOutcome",
     "NightRecord",
+    "Record",
     "Report",
     "Run",
     "Snapshots",
@@ -44,6 +47,7 @@ __all__ = [
     "champion",
     "client",
     "code_tags",
+    "code_version",
     "compact",
     "containing_row",
     "containing_source",
@@ -53,18 +57,22 @@ __all__ = [
     "get",
     "graph",
     "items_of",
+    "libraries",
     "lineage_of",
     "log_model",
     "log_scores",
+    "make_record",
     "markdown_table",
     "mixture_tags",
     "model_card",
     "move",
     "moves",
+    "named",
     "nights",
     "pack",
     "page",
     "pinned",
+    "read_record",
     "score_metrics",
     "score_table",
     "shown",

@@ -37,7 +37,7 @@ def compact(value: object) -> str:
 
 
 @cache
-def _code() -> tuple[str, str]:
+def code_version() -> tuple[str, str]:
     """The package's version with the git commit it runs from, and the sha256 of the lock file."""
     try:
         version = metadata.version("nightowl")
@@ -53,7 +53,7 @@ def _code() -> tuple[str, str]:
 
 def code_tags() -> dict[str, str]:
     """Code version and lock digest, as tags."""
-    version, lock = _code()
+    version, lock = code_version()
     return {"nightowl.code": version, "nightowl.lock": lock}
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from tasks.recipe import Recipe
 from tasks.registry.journal import alias_version
+from tasks.registry.record import RECORD, Record
 from tasks.registry.schema import Candidate, Champion, Version
 from tasks.registry.tracking import answers, client, error_code, pages
+from tasks.store import write_whole
 
 _MODEL_FILE = Path(__file__).with_name("adapter_model.py")
 _NEEDS = ("mlflow", "torch", "transformers", "peft", "safetensors", "accelerate", "bitsandbytes")
@@ -27,12 +29,13 @@ def log_model(
     experiment_id: str,
     name: str,
     packed: Path,
+    record: Record,
     work: Path,
     config: Mapping[str, Any],
     params: Mapping[str, str],
     step: int,
 ) -> str:
-    """Log a packed adapter as a pyfunc model of a run; returns the logged model's id.
+    """Log a packed adapter as a pyfunc model of a run, its record beside it; returns the logged model's id.
 
     Everything goes by the client, so that no active run is needed and a run that has ended stays ended.
     """
@@ -55,6 +58,7 @@ def log_model(
                 model_config=dict(config),
                 pip_requirements=[f"{package}=={metadata.version(package)}" for package in _NEEDS],
             )
+        write_whole(work / "model" / RECORD, record.model_dump_json(indent=1))
         mlflow.log_model_artifacts(model.model_id, str(work / "model"))
     except BaseException:
         mlflow.finalize_logged_model(model.model_id, "FAILED")
@@ -114,6 +118,15 @@ def get(model: str, version: int) -> Version | None:
             if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
+
+
+def named(model: str, name: str) -> Version | None:
+    """A version by its number or by an alias, or None where there is none."""
+    if name.isdecimal():
+        return get(model, int(name))
+    with answers():
+        number = alias_version(client(), model, name)
+    return get(model, number) if number is not None else None
 
 
 def as_version(entry: Any) -> Version:

@@ -61,6 +61,7 @@ def test_make_help_lists_every_target() -> None:
         (["check", "missing.jsonl"], 2, r"missing\.jsonl"),
         (["champion", "demo"], 1, r"nightowl-demo has no champion yet"),
         (["report", "demo"], 1, r"demo has had no night yet"),
+        (["reproduce", "demo", "champion"], 2, r"'champion' is no version of nightowl-demo"),
         (["frobnicate"], 2, r"No such command"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,31 @@ def test_a_version_carries_its_lineage_scores_and_files(world: Any, enter: Enter
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
     everything = "".join(p.read_text(errors="ignore") for p in folder.rglob("*.json"))
     assert str(tmp_path) not in everything
+
+    record = registry.read_record(version)
+    assert (record.recipe, record.base, record.mixture, record.adapter) == (
+        world.recipe,
+        world.base,
+        world.mixture,
+        world.adapter,
+    )
+    assert record.snapshots["chat"].files == world.snapshots[2].files
+    assert record.code == tags["nightowl.code"]
+    assert record.libraries["polars"] == metadata.version("polars")
+    assert "<script>" not in record.model_dump_json()  # a row's text
+
+
+def test_a_version_without_a_readable_record_says_so(world: Any, enter: Enter, tmp_path: Path) -> None:
+    version = enter(world)
+    assert registry.named(version.model, "challenger") == registry.named(version.model, "1") == version
+    assert registry.named(version.model, "champion") is None
+    (path,) = (tmp_path / "nightowl-home").rglob("record.json")
+    path.write_text('{"recipe": {"nome": "x"}}')
+    with pytest.raises(BadInput, match=r"recipe.name is not what this code reads|'recipe.name' is not"):
+        registry.read_record(version)
+    path.unlink()
+    with pytest.raises(BadInput, match=r"has no record\.json"):
+        registry.read_record(version)
 
 
 def test_registering_twice_keeps_the_version_and_takes_the_new_verdict(

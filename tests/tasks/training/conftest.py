@@ -16,45 +16,6 @@ from tasks.store import Store
 START, END = 1, 2
 
 
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Writes a random two-layer Llama. Its pad token is its end-of-turn token."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    def write(folder: Path) -> None:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-        inner = Tokenizer(models.BPE({t: i for i, t in enumerate(specials + alphabet)}, []))
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        inner.add_special_tokens(specials)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>"
-        )
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            initializer_range=0.3,  # large enough for the head to tell tokens apart
-            bos_token_id=START,
-            eos_token_id=END,
-            pad_token_id=END,
-        )
-        model = LlamaForCausalLM(config)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    return write
-
-
 @pytest.fixture
 def store(nightowl_home: Path) -> Store:
     return Store.open()
