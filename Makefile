@@ -26,7 +26,7 @@ lint: setup ## ruff, mypy, import-linter
 	@$(RUN)/mypy
 	@$(RUN)/lint-imports --no-cache
 
-up: setup ## Prefect and MLflow on this machine, until Ctrl-C
+up: setup ## the whole stack on this machine, until Ctrl-C: Prefect, MLflow, workers, deployments
 	@$(RUN)/nightowl up
 
 bench: setup ## measure speed and memory, as ratios

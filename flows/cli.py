@@ -1,20 +1,18 @@
 """The `nightowl` command: nights and their stages, the machine and its servers.
 
-The commands about what has been registered are in `flows/cli_registry.py`.
+The commands about what has been registered are in `flows/cli_registry.py`, those about the servers in
+`flows/cli_stack.py`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_registry
+from flows import cli_registry, cli_stack
 from flows.command import JsonOption, RecipeArgument, SetOption, answers, load, prepare, terminal
 
 if TYPE_CHECKING:
@@ -189,40 +187,8 @@ def doctor(as_json: JsonOption = False) -> Any:
     return {"checks": [entry.model_dump() for entry in checks], "exit_code": 3 if unfit else 0}, say
 
 
-@app.command()
-@answers
-def up(
-    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server; another where it is taken.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server; another where it is taken.")] = 5000,
-    as_json: JsonOption = False,
-) -> Any:
-    """Keep Prefect and MLflow running on this home, on 127.0.0.1, until Ctrl-C."""
-    prepare()
-    from flows.services import is_up, stack
-    from tasks.store import home
-
-    if running := is_up():
-        return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
-
-    def stop(_signal: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    print(f"starting Prefect and MLflow on {home()} ...", file=sys.stderr, flush=True)
-    try:
-        with stack(prefect_port, mlflow_port) as urls:
-            if as_json:
-                print(json.dumps(urls), flush=True)
-            print(f"Prefect  {urls['prefect'][:-4]}", file=sys.stderr)
-            print(f"MLflow   {urls['mlflow']}", file=sys.stderr)
-            print("Ctrl-C stops both; logs are in " + str(home() / "logs"), file=sys.stderr, flush=True)
-            signal.pause()
-    except KeyboardInterrupt:
-        pass
-    return None, lambda: print("stopped", file=sys.stderr)
-
-
 app.add_typer(cli_registry.app)
+app.add_typer(cli_stack.app)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def judge(recipe: Recipe, scores: dict[str, Scores]) -> Verdict:
     return gate(recipe, scores["base"], reference, scores["candidate"], Store.open())
 
 
-@flow(name="evaluate", flow_run_name="evaluate: {recipe.name}", validate_parameters=False)
+@flow(name="evaluate", flow_run_name="evaluate: {recipe.name}")
 def evaluate_candidate(
     recipe: Recipe, data: Data, candidate: Adapter, champion: Champion | None, night: str
 ) -> tuple[dict[str, Scores], Verdict]:

@@ -13,19 +13,19 @@ from flows.promote import promote_candidate
 from flows.result import NightResult
 from flows.screen import timed
 from flows.train_adapter import train_adapter
-from tasks.recipe import Recipe, Setting
+from tasks.recipe import Recipe, Setting, settings_of
 from tasks.register import registered
 from tasks.registry import Night, NightOutcome, champion
 
 OUTCOMES: Mapping[str, NightOutcome] = {"promote": "promoted", "keep": "kept", "cannot tell": "cannot tell"}
 
 
-@flow(name="nightly", flow_run_name="{recipe.name}", validate_parameters=False)
+@flow(name="nightly", flow_run_name="{recipe.name}")
 def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
     """Fetch, validate, mix, train, evaluate, gate, register and report; what has not moved is not done again.
 
-    `settings` says where the recipe's values come from. Raises Refused when the data gate stops the night,
-    BadInput and WorldFailed as the stages do; MLflow has the reason however the night ends.
+    `settings` says where the recipe's values come from, where the command line knows. Raises Refused when the data
+    gate stops the night, BadInput and WorldFailed as the stages do; MLflow has the reason however the night ends.
     """
     seconds: dict[str, float] = {}
 
@@ -42,7 +42,7 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
             }
         )
 
-    with Night.start(recipe, settings, flow_run.get_flow_run_ui_url()) as night:
+    with Night.start(recipe, settings or settings_of(recipe), flow_run.get_flow_run_ui_url()) as night:
         data = prepare_data(recipe, night.id)
         seconds.update(data.seconds)
 

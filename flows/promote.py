@@ -9,8 +9,8 @@ from flows.prepare_data import Data
 from flows.screen import console, log
 from tasks.evaluation import Scores, Verdict
 from tasks.recipe import Recipe
-from tasks.register import promote, register
-from tasks.registry import Night, Version
+from tasks.register import promote, register, rollback
+from tasks.registry import Move, Night, Version
 from tasks.report import report, terminal
 from tasks.store import Store
 from tasks.training import Adapter
@@ -63,7 +63,7 @@ def report_verdict(
     return str(store.folder(told) / "report.html")
 
 
-@flow(name="promote", flow_run_name="promote: {recipe.name}", validate_parameters=False)
+@flow(name="promote", flow_run_name="promote: {recipe.name}")
 def promote_candidate(
     recipe: Recipe, data: Data, candidate: Adapter, scores: dict[str, Scores], verdict: Verdict, night: str
 ) -> tuple[Version, str]:
@@ -76,3 +76,17 @@ def promote_candidate(
     outcome = promote(version).outcome if verdict.decision == "promote" else "challenger"
     log.info("  %s version %d: %s", version.model, version.version, outcome)
     return version, report_verdict(recipe, data, candidate, scores, verdict, version, record)
+
+
+@flow(name="rollback", flow_run_name="roll back: {model}")
+def roll_back(model: str, to: int | None = None, why: str = "") -> Move:
+    """Make an earlier champion the champion again.
+
+    Args:
+        model: Registered model in MLflow.
+        to: Version to go back to; the previous champion where not given.
+        why: Why; kept in the record of moves.
+    """
+    moved = rollback(model, to=to, why=why)
+    log.info("%s: %s", model, moved.outcome)
+    return moved

@@ -1,6 +1,6 @@
-"""The servers of the embedded default: Prefect and MLflow on one home, on 127.0.0.1.
+"""The stack of the embedded default: Prefect, MLflow and the workers on one home, on 127.0.0.1.
 
-`nightowl run` needs a Prefect server for as long as the night takes, `nightowl up` keeps both
+`nightowl run` needs a Prefect server for as long as the night takes, `nightowl up` keeps everything
 running. They share `NIGHTOWL_HOME`, so what a night recorded is there to see afterwards. A server
 that is already up on this home is used, never doubled: two would fight over one SQLite file.
 """
@@ -17,17 +17,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from flows.deploy import Server
 from tasks.errors import WorldFailed
 from tasks.registry import tracking_uri
 from tasks.store import home, write_whole
 
 START_SECONDS = 120
+POOLS = ("data", "gpu")
 _UP = "up.json"
 
 
@@ -68,13 +70,9 @@ def free_port(preferred: int) -> int:
 
 
 @contextmanager
-def server(name: str, command: list[str], health: str, extra: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the block ends; yields once its health address answers.
-
-    Its output goes to `<home>/logs/<name>.log`. Raises WorldFailed with the log's last lines when it
-    ends early or is not healthy within START_SECONDS.
-    """
-    log = home() / "logs" / f"{name}.log"
+def component(name: str, command: list[str], extra: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a part of the stack until the block ends; its output goes to `<home>/logs/<name>.log`."""
+    log = _log(name)
     log.parent.mkdir(exist_ok=True)
     with open(log, "ab") as output:
         process = subprocess.Popen(
@@ -86,7 +84,6 @@ def server(name: str, command: list[str], health: str, extra: Mapping[str, str])
             env={**os.environ, **environment(), **extra},
         )
     try:
-        _wait_healthy(name, process, health, log)
         yield process
     finally:
         if process.stdin:
@@ -99,14 +96,22 @@ def server(name: str, command: list[str], health: str, extra: Mapping[str, str])
             process.wait()
 
 
-def _wait_healthy(name: str, process: subprocess.Popen[bytes], health: str, log: Path) -> None:
+def wait_healthy(name: str, process: subprocess.Popen[bytes], healthy: Callable[[], bool]) -> None:
+    """Wait until a component is healthy.
+
+    Raises WorldFailed with its log's last lines when it ends early or is not healthy within START_SECONDS.
+    """
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(health):
+    while not healthy():
         if process.poll() is not None or time.monotonic() > deadline:
             state = "ended" if process.poll() is not None else f"did not answer within {START_SECONDS} s"
-            tail = " | ".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise WorldFailed(f"{name} server", f"{state} ({tail})", f"The whole log is {log}.")
+            tail = " | ".join(_log(name).read_text(errors="replace").splitlines()[-5:])
+            raise WorldFailed(name, f"{state} ({tail})", f"The whole log is {_log(name)}.")
         time.sleep(0.1)
+
+
+def _log(name: str) -> Path:
+    return home() / "logs" / f"{name}.log"
 
 
 def _answers(url: str) -> bool:
@@ -120,8 +125,11 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def prefect_server(port: int, *, for_people: bool) -> Iterator[str]:
-    """A Prefect server on this home; yields its API's URL. `for_people`: with its pages and schedulers."""
+def prefect_server(port: int, *, for_people: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A Prefect server on this home; yields its API's URL and a wait until it is healthy.
+
+    `for_people`: with its pages and schedulers.
+    """
     url = f"http://127.0.0.1:{port}"
     extra = {
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
@@ -130,21 +138,43 @@ def prefect_server(port: int, *, for_people: bool) -> Iterator[str]:
         "PREFECT_SERVER_UI_ENABLED": str(for_people).lower(),
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ENCRYPTION_KEY": _encryption_key(),
+        "PREFECT_API_URL": f"{url}/api",
     }
-    extra.update({"PREFECT_API_URL": f"{url}/api"})
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with server("prefect", command + ([] if for_people else ["--no-services"]), f"{url}/api/health", extra):
-        yield f"{url}/api"
+    with component("prefect", command + ([] if for_people else ["--no-services"]), extra) as process:
+        yield f"{url}/api", lambda: wait_healthy("prefect", process, lambda: _answers(f"{url}/api/health"))
 
 
 @contextmanager
-def mlflow_server(port: int) -> Iterator[str]:
-    """An MLflow server on this home's runs; yields its URL."""
+def mlflow_server(port: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An MLflow server on this home's runs; yields its URL and a wait until it is healthy."""
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", tracking_uri(), "--artifacts-destination", str(home() / "mlflow" / "artifacts")]
-    with server("mlflow", command, f"{url}/health", {}):
-        yield url
+    with component("mlflow", command, {}) as process:
+        yield url, lambda: wait_healthy("mlflow", process, lambda: _answers(f"{url}/health"))
+
+
+@contextmanager
+def worker(pool: str, api: str) -> Iterator[Callable[[], None]]:
+    """A worker that runs the flows of a process pool on this machine; yields a wait until it is online."""
+    name = f"{pool}-{os.getpid()}"
+    extra = {
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_URL": api.removesuffix("/api"),
+        # Seconds between two looks for work: a night that a person starts should show a line soon.
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # Seconds between a run's signs of life, by which the server tells that its process is gone.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    }
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool, "--name", name]
+    with component(pool, command, extra) as process:
+        yield lambda: wait_healthy(pool, process, lambda: _is_online(api, pool, name))
+
+
+def _is_online(api: str, pool: str, name: str) -> bool:
+    workers = Server(api).send("POST", f"/work_pools/{pool}/workers/filter", {})
+    return any(one["name"] == name and one["status"] == "ONLINE" for one in workers)
 
 
 @contextmanager
@@ -160,7 +190,8 @@ def for_one_night() -> Iterator[str]:
         if up := is_up():
             yield up["prefect"]
             return
-        with _alone("servers"), prefect_server(free_port(0), for_people=False) as url:
+        with _alone("servers"), prefect_server(free_port(0), for_people=False) as (url, healthy):
+            healthy()
             try:
                 yield url
             finally:
@@ -200,15 +231,28 @@ def is_up() -> dict[str, str] | None:
 
 
 @contextmanager
-def stack(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
+def servers(prefect_port: int, mlflow_port: int) -> Iterator[dict[str, str]]:
     """Both servers, until the block ends; yields their URLs (`prefect`: the API's)."""
     with ExitStack() as running:
         running.enter_context(_alone("servers"))
-        # Both before either is waited for would be faster, but on two cores they only slow each other.
-        urls = {"prefect": running.enter_context(prefect_server(free_port(prefect_port), for_people=True))}
-        urls["mlflow"] = running.enter_context(mlflow_server(free_port(mlflow_port)))
+        prefect, prefect_healthy = running.enter_context(prefect_server(free_port(prefect_port), for_people=True))
+        mlflow, mlflow_healthy = running.enter_context(mlflow_server(free_port(mlflow_port)))
+        prefect_healthy()
+        mlflow_healthy()
+        urls = {"prefect": prefect, "mlflow": mlflow}
         write_whole(home() / _UP, json.dumps({**urls, "pid": os.getpid()}))
         running.callback(_forget_up)
+        yield urls
+
+
+@contextmanager
+def stack(prefect_port: int, mlflow_port: int, deploy: Callable[[Server], object]) -> Iterator[dict[str, str]]:
+    """Both servers with what `deploy` puts on them, and a worker for each pool, until the block ends."""
+    with servers(prefect_port, mlflow_port) as urls, ExitStack() as running:
+        deploy(Server(urls["prefect"]))
+        online = [running.enter_context(worker(pool, urls["prefect"])) for pool in POOLS]
+        for wait in online:
+            wait()
         yield urls
 
 

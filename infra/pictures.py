@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from flows.services import environment, stack
+from flows.services import environment, servers
 from tasks.errors import Refused, WorldFailed
 from tasks.recipe import Recipe, load
 from tasks.registry import Champion, Report, champion, client, get, nights
@@ -38,7 +38,7 @@ def main(recipe_name: str = "demo") -> None:
     from playwright.sync_api import sync_playwright
 
     report = Store.open().folder(reports[0]) / "report.html"
-    with stack(4200, 5000) as urls, sync_playwright() as playwright:
+    with servers(4200, 5000) as urls, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-quic"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 800})
         pages = {

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -287,6 +288,34 @@ class Registry(Part):
     """Registered model in MLflow; null: nightowl-<recipe name>."""
 
 
+class Schedule(Part):
+    """When a deployed recipe's night starts by itself."""
+
+    cron: str = Field("0 2 * * *", pattern=r"^\S+( \S+){4}$")
+    """Minute, hour, day of the month, month, day of the week."""
+    timezone: str = "UTC"
+    """Time zone of the cron line, by IANA name such as Asia/Shanghai."""
+
+    @model_validator(mode="after")
+    def _zone_exists(self) -> Self:
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"{self.timezone!r} is no time zone; one is Europe/Berlin") from None
+        return self
+
+
+class Price(Part):
+    """What an hour costs, for the night's bill."""
+
+    gpu_hour: float = Field(0, ge=0)
+    """Price of an hour of training or evaluation."""
+    data_hour: float = Field(0, ge=0)
+    """Price of an hour of any other stage."""
+    currency: str = Field("USD", pattern="^[A-Z]{3}$")
+    """Currency of both (ISO 4217)."""
+
+
 class Recipe(Part):
     """One night, described."""
 
@@ -308,6 +337,13 @@ class Recipe(Part):
     """When a candidate is let out."""
     registry: Registry = Registry()
     """Where champions are kept."""
+    placement: Literal["here", "pools"] = "here"
+    """here: every stage runs where the night does; pools: data stages on the data pool, training and evaluation on
+    the gpu pool."""
+    schedule: Schedule | None = None
+    """When its night starts by itself, once deployed; null: only by hand or by an event."""
+    price: Price = Price()
+    """What an hour costs."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -376,6 +412,11 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     for source in recipe.sources:
         parse_uri(source.uri, field=f"sources.{source.name}.uri")
     return recipe
+
+
+def settings_of(recipe: Recipe) -> list[Setting]:
+    """Each value of a recipe that came as data rather than by `load`, and whether it was given or is the default."""
+    return list(_settings(recipe, recipe.model_dump(exclude_unset=True), ()))
 
 
 def is_recipe(text: str) -> bool:

@@ -102,3 +102,25 @@ def test_a_missing_file_lists_the_presets() -> None:
 def test_a_recipe_travels_as_json(demo: Path) -> None:
     loaded, _ = recipe.load(demo)
     assert recipe.Recipe.model_validate_json(loaded.model_dump_json()) == loaded
+
+
+def test_settings_of_a_recipe_that_came_as_data() -> None:
+    given = recipe.load("demo")[0].model_dump(mode="json", exclude_unset=True)
+    origins = {setting.path: setting.origin for setting in recipe.settings_of(recipe.parse(given))}
+    assert origins["training.learning_rate"] == "recipe"
+    assert origins["sources.tools.share"] == "recipe"
+    assert origins["training.dropout"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ("schedule.timezone=Mars/Olympus", "schedule"),
+        ("schedule.cron=daily", "schedule.cron"),
+        ("placement=cloud", "placement"),
+    ],
+)
+def test_when_and_where_a_night_runs_is_checked(change: str, field: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        recipe.load("demo", [change])
+    assert refused.value.field == field

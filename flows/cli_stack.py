@@ -1,0 +1,118 @@
+"""Commands of the `nightowl` command about the stack: start it, and put what Nightowl needs on a Prefect server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.command import JsonOption, SetOption, answers, load, prepare
+
+if TYPE_CHECKING:
+    from flows.deploy import Change, Server, Wanted
+    from tasks.recipe import Recipe
+
+app = typer.Typer()
+
+RecipesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to deploy; every preset where not given.")
+]
+
+
+@app.command()
+@answers
+def up(
+    recipes: RecipesArgument = None,
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server; another where it is taken.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server; another where it is taken.")] = 5000,
+    as_json: JsonOption = False,
+) -> Any:
+    """Keep the whole stack running on this home, until Ctrl-C: Prefect, MLflow, a data and a gpu worker."""
+    deployed = _recipes(recipes)
+    prepare()
+    from flows.deploy import apply
+    from flows.services import is_up, stack
+    from tasks.store import home
+
+    if running := is_up():
+        return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
+
+    def deploy(server: Server) -> None:
+        _say_changes(apply(_wanted(server, deployed)))
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    print(f"starting Prefect, MLflow and two workers on {home()} ...", file=sys.stderr, flush=True)
+    try:
+        with stack(prefect_port, mlflow_port, deploy) as urls:
+            if as_json:
+                print(json.dumps(urls), flush=True)
+            print(f"Prefect  {urls['prefect'][:-4]}", file=sys.stderr)
+            print(f"MLflow   {urls['mlflow']}", file=sys.stderr)
+            print("Ctrl-C stops it all; logs are in " + str(home() / "logs"), file=sys.stderr, flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+    return None, lambda: print("stopped", file=sys.stderr)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+@answers
+def deploy(
+    recipes: RecipesArgument = None,
+    changes: SetOption = None,
+    only_show: Annotated[bool, typer.Option("--show", help="Only show what would change.")] = False,
+    pool_type: Annotated[
+        str | None, typer.Option(help="Type of pools that are made now: process, docker, kubernetes.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> Any:
+    """Show what would change on the Prefect server (that of `nightowl up`, or PREFECT_API_URL), and apply it."""
+    deployed = _recipes(recipes, changes)
+    prepare()
+    from flows import deploy
+    from flows.services import is_up
+
+    running = is_up()
+    server = deploy.Server(running["prefect"]) if running else deploy.Server.of_environment()
+    wanted = _wanted(server, deployed, pool_type)
+    found = deploy.changes(wanted)
+    if not as_json:
+        _say_changes(found)
+    if not only_show:
+        deploy.apply(wanted)
+    done = "would change" if only_show else "changed"
+    told = {"changes": [change.model_dump(mode="json") for change in found], "applied": not only_show}
+    return told, lambda: print(f"{len(found)} of {len(wanted)} {done}")
+
+
+def _recipes(names: Sequence[str] | None, changes: list[str] | None = None) -> list[Recipe]:
+    from tasks.recipe import PRESETS
+
+    names = names or sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return [load(name, changes)[0] for name in names]
+
+
+def _wanted(server: Server, recipes: Sequence[Recipe], pool_type: str | None = None) -> list[Wanted]:
+    from flows import deploy
+
+    return [*deploy.pools(server, pool_type), *deploy.deployments(server, recipes)]
+
+
+def _say_changes(changes: Sequence[Change]) -> None:
+    for change in changes:
+        print(f"{change.what:8} {change.kind:12} {change.name}", file=sys.stderr)
+        for field, (before, after) in change.fields.items():
+            print(f"{'':21} {field}: {_short(before)} -> {_short(after)}", file=sys.stderr)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:99] + "…"

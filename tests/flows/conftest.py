@@ -1,0 +1,168 @@
+"""A recipe whose night takes seconds: a random two-layer Llama, a few short chats, six steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from flows.deploy import Server
+from flows.services import free_port
+from tasks.recipe import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY_CHAT = "sample://chat?size=120&seed=0"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of two layers and a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: i for i, token in enumerate(specials + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_base: Path) -> dict[str, Any]:
+    """The plain data of the recipe; with a `name` and `placement` of one's own, a night of its own."""
+    return {
+        "name": "tiny",
+        "base": {
+            "uri": f"file://{tiny_base}",
+            "chat_template": (PRESETS / "chatml-hybrid.jinja").read_text(encoding="utf-8"),
+            "max_length": 1024,
+        },
+        "sources": [{"name": "chat", "uri": TINY_CHAT, "kind": "chat", "share": 1.0}],
+        "training": {
+            "rank": 4,
+            "learning_rate": 0.01,
+            "warmup_steps": 1,
+            "max_steps": 6,
+            "batch_size": 4,
+            "save_steps": 2,
+        },
+        "evaluation": {
+            "suites": [{"name": "held_out_loss", "kind": "chat", "role": "target", "items": 20}],
+            "batch_size": 8,
+        },
+        "gate": {"min_items": 5},
+    }
+
+
+@pytest.fixture
+def tiny_file(tiny_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """The recipe as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe))
+    return path
+
+
+@dataclass
+class Stack:
+    """A running `nightowl up`."""
+
+    home: Path
+    api: str
+    mlflow: str
+    command: list[str]
+    environment: dict[str, str]
+    process: subprocess.Popen[str]
+
+    @property
+    def server(self) -> Server:
+        return Server(self.api)
+
+    def nightowl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on the stack's home."""
+        return subprocess.run(
+            [*self.command, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def deploy(self, recipe: dict[str, Any], file: Path) -> None:
+        file.write_text(yaml.safe_dump(recipe))
+        done = self.nightowl("deploy", str(file), "--json")
+        assert done.returncode == 0, done.stderr
+
+    def start(self, deployment: str, **parameters: Any) -> dict[str, Any]:
+        """Ask the server for a run of a deployment, as its UI does; the run."""
+        found = self.server.get(f"/deployments/name/{deployment}")
+        return self.server.send("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self.server.get(f"/flow_runs/{run_id}")
+
+    def runs(self, **how: Any) -> list[dict[str, Any]]:
+        return self.server.send("POST", "/flow_runs/filter", how)
+
+
+def wait_gone(pids: list[int]) -> None:
+    there = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # it may end between any look at it and the next
+            there.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(there, timeout=40)
+    assert alive == []
+
+
+@pytest.fixture(scope="session", name="wait_gone")
+def wait_gone_() -> Callable[[list[int]], None]:
+    """Waits until processes have ended; fails when they do not."""
+    return wait_gone
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`nightowl up` on a home of its own, for the session; Ctrl-C has to end it and all that it started."""
+    home = tmp_path_factory.mktemp("up")
+    command = [sys.executable, "-m", "flows.cli"]
+    led_away = ("MLFLOW_TRACKING_URI", "NIGHTOWL_STORE", "PREFECT_API_URL", "PREFECT_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in led_away}
+    environment |= {"NIGHTOWL_HOME": str(home)}
+    ports = ["--prefect-port", str(free_port(0)), "--mlflow-port", str(free_port(0))]
+    with subprocess.Popen(
+        [*command, "up", "--json", *ports], stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True
+    ) as process:
+        assert process.stdout
+        urls = json.loads(process.stdout.readline())
+        pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        yield Stack(home, urls["prefect"], urls["mlflow"], command, environment, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(90) == 0
+    wait_gone(pids)
+    assert not (home / "up.json").exists()
