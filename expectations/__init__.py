@@ -4,7 +4,8 @@ A suite is checked against a narrow frame: scalar columns derived from the table
 column a row rule, true where the row breaks it. Nothing here knows where the frame comes from.
 """
 
+from expectations.changes import Bound
 from expectations.history import CheckFailed, Outcome, Table, check
 from expectations.rule import RowRule
 
-__all__ = ["CheckFailed", "Outcome", "RowRule", "Table", "check"]
+__all__ = ["Bound", "CheckFailed", "Outcome", "RowRule", "Table", "check"]

@@ -13,13 +13,14 @@ Severity = Literal["critical", "warning", "info"]
 class RowRule:
     """A boolean column, true where a row breaks the rule, and the share of rows that must keep it.
 
-    `rows`: how many rows break it in this table; `example`: one offending text.
+    `bad`: what breaks it, in general; `rows`: how many rows of this table do; `example`: one of them, shortened.
     """
 
     name: str
     severity: Severity
     mostly: float
     explanation: str
+    bad: str
     rows: int = 0
     example: str | None = None
 
@@ -31,10 +32,14 @@ def expectation(rule: RowRule) -> Any:
     broken = "1 row breaks it" if rule.rows == 1 else f"{rule.rows:,} rows break it"
     bound = f"at least {rule.mostly:.1%} of the rows must keep it" if rule.mostly else "it is only reported"
     told = f"{rule.name} ({rule.severity}): {rule.explanation} {broken}; {bound}."
+    told = f"{page_text(told)}<br>What breaks it: <code>{page_text(rule.bad)}</code>"
     if rule.example:
-        told += f" For example: {rule.example}"
-    # Data Docs put a description into the page as it is, and fill in what follows a dollar sign.
-    told = html.escape(told, quote=False).replace("$", "&#36;")
+        told += f"<br>Found: <code>{page_text(rule.example)}</code>"
     return gxe.ExpectColumnValuesToBeInSet(
         column=rule.name, value_set=[False], mostly=rule.mostly, severity=rule.severity, description=told
     )
+
+
+def page_text(text: str) -> str:
+    """A text as Data Docs show it: they put a description into the page as it is, and fill in what follows a dollar."""
+    return html.escape(text, quote=False).replace("$", "&#36;")

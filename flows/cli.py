@@ -120,7 +120,7 @@ def check(
 
         loaded, _ = load(data, changes)
         base = fetch_base(loaded.base, store)
-        gated = [look(loaded, source, fetch(source, store), base, store) for source in loaded.sources]
+        gated = [look(loaded, source, fetch(source, store), base, store)[0] for source in loaded.sources]
     else:
         from tasks.recipe import Base
         from tasks.validate import check as check_data
@@ -157,7 +157,7 @@ def mix(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
 
     store = Store.open()
     base = fetch_base(loaded.base, store)
-    gated = [validate(loaded, source, fetch(source, store), base, store) for source in loaded.sources]
+    gated = [validate(loaded, source, fetch(source, store), base, store)[0] for source in loaded.sources]
     mixture = mix_splits(loaded, gated, store)
 
     def say() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from logging import INFO, WARNING
+
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict
 
 from flows.screen import log, timed
+from tasks.compare import remember
 from tasks.conversations import Conversations
 from tasks.errors import Refused
 from tasks.fetch import fetch, fetch_base
 from tasks.mix import mix
 from tasks.mixture import TokenisedMixture
+from tasks.quality import Change, changed_rows, compared_with
 from tasks.recipe import Base, Recipe, Source
 from tasks.registry import Night
 from tasks.sources import BaseSnapshot, Snapshot
@@ -20,13 +24,15 @@ from tasks.validate import validate
 
 
 class Data(BaseModel):
-    """What a night trains on and evaluates with. `seconds`: wall time by step."""
+    """What a night trains on and evaluates with. `changes`: of each source, since the last night that passed;
+    `seconds`: wall time by step."""
 
     model_config = ConfigDict(frozen=True)
 
     base: BaseSnapshot
     snapshots: dict[str, Snapshot]
     conversations: list[Conversations]
+    changes: list[Change]
     mixture: TokenisedMixture
     seconds: dict[str, float]
 
@@ -49,12 +55,18 @@ def fetch_base_model(base: Base) -> BaseSnapshot:
 
 
 @task(name="validate", task_run_name="validate {source.name}", cache_policy=NO_CACHE)
-def validate_source(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot) -> Conversations:
-    conversations = validate(recipe, source, snapshot, base, Store.open())
+def validate_source(
+    recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot
+) -> tuple[Conversations, Change]:
+    conversations, change = validate(recipe, source, snapshot, base, Store.open())
     reasons = ", ".join(f"{reason} {rows}" for reason, rows in conversations.set_aside.items())
     kept = f"{conversations.rows_out} of {conversations.rows_in} rows pass"
-    log.info("  %-12s %s%s", source.name, kept, f"; set aside: {reasons}" if reasons else "")
-    return conversations
+    changed = f"; changed: {changed_rows(conversations)}" if conversations.changed else ""
+    log.info("  %-12s %s%s%s", source.name, kept, f"; set aside: {reasons}" if reasons else "", changed)
+    log.log(WARNING if change.findings else INFO, "  %-12s %s", "", compared_with(change))
+    for finding in change.findings:
+        log.warning("  %-12s %s (%s): %s", "", finding.rule, finding.severity, finding.example)
+    return conversations, change
 
 
 @task(name="mix", cache_policy=NO_CACHE)
@@ -85,17 +97,26 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
             gated = [look_at(recipe, source, snapshots[source.name], base) for source in recipe.sources]
             if refusals := [str(refusal) for refusal in gated if isinstance(refusal, Refused)]:
                 raise Refused("\n".join(refusals))
-            conversations = [passed for passed in gated if isinstance(passed, Conversations)]
+            passed = [found for found in gated if not isinstance(found, Refused)]
+            conversations, since = [source for source, _ in passed], [change for _, change in passed]
+            remember(recipe, conversations, since, store)
+            for change in since:
+                for picture in store.folder(change).glob("drift.*"):
+                    stage.artifact(picture, f"drift/{change.source}")
 
         with timed("mix", seconds):
             mixture = mix_splits(recipe, conversations)
             stage.inputs(mixture, conversations=conversations)
             stage.made(mixture)
             stage.artifact(store.folder(mixture) / "composition.png")
-    return Data(base=base, snapshots=snapshots, conversations=conversations, mixture=mixture, seconds=seconds)
+    return Data(
+        base=base, snapshots=snapshots, conversations=conversations, changes=since, mixture=mixture, seconds=seconds
+    )
 
 
-def look_at(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot) -> Conversations | Refused:
+def look_at(
+    recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot
+) -> tuple[Conversations, Change] | Refused:
     """One source through the gate; a refusal is returned, so that the night looks at every source before it stops."""
     try:
         return validate_source(recipe, source, snapshot, base)

@@ -59,6 +59,7 @@ def report_verdict(
         store,
         version,
         night,
+        data.changes,
     )
     return str(store.folder(told) / "report.html")
 

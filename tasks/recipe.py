@@ -145,6 +145,22 @@ class Sensitive(Part):
     """Countries (ISO 3166, two capitals) whose numbers are found without their prefix as well."""
 
 
+class Drift(Part):
+    """How far a source may move from the last night that passed. Rules of their own names (rows_moved, column_vanished,
+    tokens_moved, ...) say how bad it is, under quality.rules, and are left out under quality.ignore."""
+
+    fewer_rows: float = Field(0.5, gt=0, le=1)
+    """Largest share of that night's rows that may be gone."""
+    more_rows: float | None = Field(None, gt=0)
+    """Most rows that may have come, as a share of that night's; null: any number."""
+    psi: float = Field(0.25, gt=0)
+    """Largest population stability index, of lengths, roles and languages."""
+    ks: float = Field(0.15, gt=0, le=1)
+    """Largest Kolmogorov-Smirnov statistic of lengths: the difference of the shares of rows up to any one length."""
+    significance: float = Field(0.001, gt=0, le=0.1)
+    """How often chance alone may exceed a bound where rows are few: there it is raised that far."""
+
+
 class Quality(Part):
     """What the data gate asks of the conversations."""
 
@@ -163,6 +179,8 @@ class Quality(Part):
     """Languages (ISO 639-1, two letters) that conversations may be in; null: any, and none is looked for."""
     sensitive: Sensitive = Sensitive()
     """What is done about secrets and personal data."""
+    drift: Drift = Drift()
+    """How far a source may move from the last night that passed."""
 
 
 class Mixture(Part):

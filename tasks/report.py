@@ -17,6 +17,7 @@ from tasks import registry
 from tasks.conversations import Conversations
 from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
+from tasks.quality import Change
 from tasks.recipe import Recipe
 from tasks.registry import Night, Report, Snapshots, Story, SuiteRow, Version
 from tasks.sources import BaseSnapshot
@@ -39,11 +40,12 @@ def report(
     store: Store,
     version: Version | None = None,
     night: Night | None = None,
+    changes: Sequence[Change] = (),
 ) -> Report:
     """Write the report of a verdict into the store; with `night`, into MLflow as well; inside a Prefect run, there too.
 
-    `scores`: of the base, the candidate and, where there is one, the champion, under any keys. Raises BadInput
-    when one of them is missing.
+    `scores`: of the base, the candidate and, where there is one, the champion, under any keys; `changes`: of the
+    sources since the last night that passed. Raises BadInput when one of the scores is missing.
     """
     by_role = registry.by_role(scores.values(), verdict)
     rows = registry.suite_rows(by_role, verdict, store)
@@ -60,6 +62,7 @@ def report(
         verdict=verdict,
         version=version,
         links=links,
+        changes=changes,
     )
 
     def build(work: Path) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def report(
         "scores": {role: entry.address for role, entry in by_role.items()},
         "adapter": adapter.address,
         "mixture": mixture.address,
+        "changes": [change.address for change in changes],
         "version": version.version if version else None,
         "links": links,
         "recipe": recipe.name,

@@ -89,7 +89,7 @@ def _reproduce(record: Record, store: Store, fresh: Store, with_training: bool) 
     gated = []
     recorded = {entry.source: entry for entry in record.conversations}
     for source in record.recipe.sources:
-        passed = look(record.recipe, source, found[source.name], base, fresh, fresh.root / "pages")
+        passed, _ = look(record.recipe, source, found[source.name], base, fresh, fresh.root / "pages")
         outcome.append(_gate(recorded[source.name], passed))
         gated.append(passed)
     try:

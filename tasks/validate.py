@@ -9,23 +9,23 @@ A refused source is an output as well: its pages and its quarantine are what som
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import orjson
 import polars as pl
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from tasks.compare import compare
 from tasks.conversations import (
     CONVERSATION,
     Conversations,
-    Finding,
     Judge,
     Preparation,
     Render,
@@ -34,31 +34,33 @@ from tasks.conversations import (
     prepare,
     write_rows,
 )
-from tasks.errors import BadInput, Refused, WorldFailed
+from tasks.errors import BadInput, Refused
 from tasks.quality import (
     CHANGES,
+    NIGHT_RULES,
     RULES,
+    Change,
+    Found,
     Rule,
     applied,
+    decide,
     example,
     first_reasons,
+    markdown,
     mended,
+    profile_of,
     reasons,
-    required_share,
+    refusal,
     row_flags,
     settle,
 )
 from tasks.recipe import Base, Kind, Quality, Recipe, Source
 from tasks.sources import COLUMNS, BaseSnapshot, Snapshot, read_batches, redacted
-from tasks.store import Store, code_digest, digest, file_digest, home
+from tasks.store import Store, code_digest, digest, file_digest, write_whole
 
-if TYPE_CHECKING:
-    from expectations import Outcome, RowRule
-
-UNCONVERTIBLE = Rule("unconvertible", "critical", "Every row of the source can be read as a conversation.", "source")
-SET_ASIDE = Rule("set_aside", "critical", "Few enough rows are set aside, whatever the reason.", "source")
 ROW_CODE = (
-    "rules", "turns", "calls", "text", "sensitive", "language", "flags", "mending", "judgement", "examples",
+    "rules", "turns", "calls", "text", "sensitive", "language", "flags", "mending", "judgement", "examples", "profile",
+    "decision",
 )  # fmt: skip
 LIBRARIES = (
     "polars", "great-expectations", "jsonschema-rs", "jinja2", "transformers", "tokenizers", "gigatoken",
@@ -67,17 +69,20 @@ LIBRARIES = (
 QUARANTINE = {**CONVERSATION, "reasons": pl.List(pl.String), "detail": pl.String}
 
 
-def validate(recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot, store: Store) -> Conversations:
+def validate(
+    recipe: Recipe, source: Source, snapshot: Snapshot, base: BaseSnapshot, store: Store
+) -> tuple[Conversations, Change]:
     """A source's conversations as the recipe's base model would train on them, made unless the store has them.
 
-    Raises Refused when the data gate stops the night (again at once when asked again), BadInput for a
-    source or a template that cannot be used as given, and WorldFailed when the check itself failed.
+    With them comes what has changed about the source since the last night that passed. Raises Refused when the data
+    gate stops the night (again at once when asked again), BadInput for a source or a template that cannot be used as
+    given, and WorldFailed when the check itself failed.
     """
-    gated = look(recipe, source, snapshot, base, store)
-    _show(gated, store)
-    if not gated.passed:
-        raise Refused(refusal(gated, store))
-    return gated
+    gated, change = look(recipe, source, snapshot, base, store)
+    _show(gated, change, store)
+    if not (gated.passed and change.passed):
+        raise Refused(refusal(gated, change, store.folder(gated)))
+    return gated, change
 
 
 def look(
@@ -87,12 +92,13 @@ def look(
     base: BaseSnapshot,
     store: Store,
     history: Path | None = None,
-) -> Conversations:
+) -> tuple[Conversations, Change]:
     """The same, whether the source passes or not; raises BadInput and WorldFailed as `validate` does.
 
     `history`: folder of the pages of all nights; null: the home's.
     """
-    return _gated(recipe.name, source, snapshot, recipe.base, base, recipe.quality, store, history)
+    gated = _gated(recipe.name, source, snapshot, recipe.base, base, recipe.quality, store, history)
+    return gated, compare(recipe, gated, store, history)
 
 
 def check(
@@ -126,28 +132,6 @@ def check(
     return _gated("check", source, fetch(source, store), base, fetch_base(base, store), quality or Quality(), store)
 
 
-def refusal(gated: Conversations, store: Store) -> str:
-    """Why a source stopped the night: the three worst rules with counts and examples, and where to read on."""
-    stopping = [finding for finding in gated.findings if finding.stops]
-    others = [finding for finding in gated.findings if not finding.stops and finding.severity != "info"]
-    lines = [f"sources.{gated.source}: {'; '.join(_why(finding) for finding in stopping)}."]
-    named = [finding for finding in (*stopping, *others) if finding.rows][:4]
-    for finding in [finding for finding in named if finding.rule != SET_ASIDE.name][:3]:
-        lines.append(f"  {finding.rule}: {finding.rows} rows ({finding.share:.1%}). {finding.explanation}")
-        if finding.example:
-            lines.append(f"    {finding.example}")
-    folder = store.folder(gated)
-    lines.append(f"  See {folder / 'docs' / 'index.html'} and {folder / 'quarantine.parquet'}.")
-    return "\n".join(lines)
-
-
-def _why(finding: Finding) -> str:
-    if finding.rows:
-        bound = f"at most {1 - finding.mostly:.1%} may" if finding.mostly < 1 else "none may"
-        return f"{finding.rule}: {finding.rows} rows ({finding.share:.1%}), and {bound}"
-    return f"{finding.rule}: {finding.explanation.rstrip('.')}"
-
-
 def conversations_inputs(
     source: Source, snapshot: Snapshot, base: Base, model: BaseSnapshot, quality: Quality
 ) -> dict[str, Any]:
@@ -168,8 +152,17 @@ def conversations_inputs(
         # What the rows are rendered with; mixing asks that all sources agree on it.
         "tokenizer": digest({"base": model.address, "chat_template": base.chat_template}),
         "max_length": base.max_length,
-        "quality": quality.model_dump(mode="json"),
+        "quality": _on_rows(quality),
     }
+
+
+def _on_rows(quality: Quality) -> dict[str, Any]:
+    """What of the gate's settings is about rows: what a source is held to beside another night is not."""
+    names = {rule.name for rule in NIGHT_RULES}
+    told = quality.model_dump(mode="json", exclude={"drift"})
+    told["ignore"] = [name for name in told["ignore"] if name not in names]
+    told["rules"] = {name: setting for name, setting in told["rules"].items() if name not in names}
+    return told
 
 
 def _line(inputs: Mapping[str, Any], snapshot: Path) -> str:
@@ -204,9 +197,12 @@ def _gated(
         sorted_out = _sort_out(pile, rules, renderer, source, snapshot.revision, work, regions)
         changed = pile.changed
         changed.write_parquet(work / "changed.parquet")
-        pages = history or home() / "expectations"
+        columns = orjson.loads((store.folder(snapshot) / COLUMNS).read_bytes())
+        looks = profile_of(sorted_out.kept, list(columns), inputs["tokenizer"])
+        write_whole(work / "profile.json", looks.model_dump_json())
+        found = _found(pile, sorted_out)
         name = f"{night}-{source.name}"
-        findings = _decide(name, source.kind, pile, sorted_out, rules, quality, work / "docs", pages)
+        findings = decide(name, source.kind, found, rules, quality, work / "docs", history)
         return {
             "source": source.name,
             "snapshot": snapshot.address,
@@ -216,11 +212,11 @@ def _gated(
             "passed": not any(finding.stops for finding in findings),
             "findings": tuple(findings),
             "rows_in": pile.facts.height,
-            "rows_out": sorted_out.rows_out,
+            "rows_out": sorted_out.kept.height,
             "set_aside": sorted_out.set_aside,
             "changed": dict(changed["change"].value_counts(sort=True).iter_rows()),
-            "tokens": sorted_out.tokens,
-            "supervised_tokens": sorted_out.supervised_tokens,
+            "tokens": int(sorted_out.kept["tokens"].sum()),
+            "supervised_tokens": int(sorted_out.kept["supervised_tokens"].sum()),
         }
 
     gated, _ = store.make(Conversations, inputs, build)
@@ -255,15 +251,14 @@ class _Pile:
 
 @dataclass
 class _SortedOut:
-    """What became of the rows: `counts` by rule, `reasons` a list a conversation, totals in tokens."""
+    """What became of the rows: `reasons` a list a conversation; `counts`, and `examples` by row number and text, by
+    rule; `kept`: the facts of the rows that were."""
 
     reasons: pl.Series
     counts: dict[str, int]
-    examples: dict[str, str]
+    examples: dict[str, tuple[int, str]]
     set_aside: dict[str, int]
-    rows_out: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
+    kept: pl.DataFrame
 
 
 def _judge(
@@ -324,7 +319,10 @@ def _sort_out(
     shown = index[places[sorted(set(example_of.values()))]] if example_of else index.clear()
     looked_at = {row["source_row"]: row for rows in _whole(pile, shown, about, work) for row in rows.to_dicts()}
     examples = {
-        name: example(name, row, special_tokens=renderer.special_tokens, problem=row["problem"], phone_regions=regions)
+        name: (
+            row["source_row"],
+            example(name, row, special_tokens=renderer.special_tokens, problem=row["problem"], phone_regions=regions),
+        )
         for name, at in example_of.items()
         if (row := looked_at[index["source_row"][places[at]]])
     }
@@ -333,15 +331,12 @@ def _sort_out(
         aside = index[places].with_columns(reasons=lists).filter(~pl.col("kept"))
         for rows in _whole(pile, aside, about, work):
             quarantine.write(rows.with_columns(detail=pl.col("problem")))
-    keeps = pile.facts.filter(kept)
     return _SortedOut(
         reasons=lists,
         counts={name: int(rows) for name, rows in counts.items()},
         examples=examples,
         set_aside=dict(Counter(first_reasons(lists)) + Counter(pile.rejected["reason"].to_list())),
-        rows_out=keeps.height,
-        tokens=int(keeps["tokens"].sum()),
-        supervised_tokens=int(keeps["supervised_tokens"].sum()),
+        kept=pile.facts.filter(kept),
     )
 
 
@@ -379,116 +374,26 @@ class _Parquet:
         self._writer.close()
 
 
-def _decide(
-    name: str,
-    kind: Kind,
-    pile: _Pile,
-    out: _SortedOut,
-    rules: Sequence[Rule],
-    quality: Quality,
-    docs: Path,
-    history: Path,
-) -> list[Finding]:
-    """Third pass: Great Expectations on what was found. Its outcomes, as findings, are the decision."""
-    from expectations import CheckFailed, RowRule, Table, check, conversations, raw
-
-    aside = sum(out.set_aside.values())
-    counts = {**out.counts, UNCONVERTIBLE.name: pile.rejected.height, SET_ASIDE.name: aside}
-    if pile.rejected.height:
-        out.examples[UNCONVERTIBLE.name] = "row {}, {}: {}".format(*pile.rejected.row(0))
-    asked = {
-        rule.name: RowRule(
-            name=rule.name,
-            severity=rule.severity,
-            mostly=required_share(rule, quality.max_set_aside),
-            explanation=rule.explanation,
-            rows=counts[rule.name],
-            example=out.examples.get(rule.name),
-        )
-        for rule in (UNCONVERTIBLE, SET_ASIDE, *rules)
-    }
+def _found(pile: _Pile, out: _SortedOut) -> Found:
+    """What the third pass decides on."""
     kept = out.reasons.list.len() == 0
-    flagged = pile.found.select("row_id", *(rule.name for rule in rules)).with_columns(
-        kind=pl.lit(kind),
-        turns=pile.facts.filter(pl.col("reason").is_null())["turns"].cast(pl.Int64),
-        kept=kept.cast(pl.Int8),
-    )
-    tables = [
-        Table(
-            _raw_frame(pile, kept).to_pandas(),
-            raw.suite(f"{name}-raw", rules=[asked[UNCONVERTIBLE.name], asked[SET_ASIDE.name]]),
-        ),
-        Table(
-            flagged.to_pandas(),
-            conversations.suite(
-                f"{name}-conversations",
-                kind=kind,
-                min_rows=quality.min_rows,
-                rules=[asked[rule.name] for rule in rules],
-            ),
-        ),
-    ]
-    try:
-        outcomes = check(tables, history=history, night=name, pages=docs)
-    except CheckFailed as error:
-        raise WorldFailed(
-            f"the data gate of sources.{name}",
-            f"could not decide ({error})",
-            "Nothing is known about the data, so the night stops; nothing was stored.",
-        ) from error
-    shutil.copyfile(docs / f"{name}-conversations.html", docs / "index.html")
-    return _findings(outcomes, asked, pile.facts.height)
+    counts = {**out.counts, "unconvertible": pile.rejected.height, "set_aside": sum(out.set_aside.values())}
+    if pile.rejected.height:
+        row, reason, detail = pile.rejected.row(0)
+        out.examples["unconvertible"] = (row, f"{reason}: {detail}")
+    turns = pile.facts.filter(pl.col("reason").is_null())["turns"]
+    return Found(_raw_frame(pile, kept), pile.found.with_columns(turns=turns, kept=kept), counts, out.examples)
 
 
 def _raw_frame(pile: _Pile, kept: pl.Series) -> pl.DataFrame:
     """A row of the source each: its number, whether it could be converted, and whether it was set aside."""
-    frame = pile.facts.select("source_row", pl.col("reason").is_not_null().alias(UNCONVERTIBLE.name))
-    places = (~frame[UNCONVERTIBLE.name]).arg_true()
-    aside = frame[UNCONVERTIBLE.name].scatter(places, ~kept) if frame.height else frame[UNCONVERTIBLE.name]
-    return frame.with_columns(aside.alias(SET_ASIDE.name))
+    frame = pile.facts.select("source_row", pl.col("reason").is_not_null().alias("unconvertible"))
+    places = (~frame["unconvertible"]).arg_true()
+    aside = frame["unconvertible"].scatter(places, ~kept) if frame.height else frame["unconvertible"]
+    return frame.with_columns(aside.alias("set_aside"))
 
 
-def _findings(outcomes: Sequence[Outcome], asked: Mapping[str, RowRule], rows_in: int) -> list[Finding]:
-    findings = []
-    for outcome in outcomes:
-        rule = asked.get(outcome.column or "")
-        if rule and outcome.rows != rule.rows:
-            raise WorldFailed(
-                f"the data gate of {outcome.table}",
-                f"{rule.name} was broken by {rule.rows} rows, and Great Expectations counted {outcome.rows}",
-                "This is a fault of Nightowl or Great Expectations, not of the data.",
-            )
-        if rule and rule.rows:
-            findings.append(
-                Finding(
-                    rule=rule.name,
-                    severity=rule.severity,
-                    rows=rule.rows,
-                    share=rule.rows / rows_in,
-                    mostly=rule.mostly,
-                    stops=not outcome.success and rule.severity == "critical",
-                    explanation=rule.explanation,
-                    example=rule.example,
-                )
-            )
-        elif not outcome.success:
-            # An expectation on the table as a whole: its size, its columns, their types.
-            findings.append(
-                Finding(
-                    rule="min_rows" if outcome.column == "kept" else outcome.expectation.removeprefix("expect_"),
-                    severity="critical",
-                    rows=outcome.rows,
-                    share=outcome.rows / rows_in if rows_in else 0.0,
-                    mostly=1.0,
-                    stops=True,
-                    explanation=outcome.description,
-                )
-            )
-    rank = {"critical": 0, "warning": 1, "info": 2}
-    return sorted(findings, key=lambda finding: (not finding.stops, rank[finding.severity], -finding.rows))
-
-
-def _show(gated: Conversations, store: Store) -> None:
+def _show(gated: Conversations, change: Change, store: Store) -> None:
     """The findings as a Markdown artifact of the Prefect run, where there is one."""
     if "prefect" not in sys.modules:
         return
@@ -498,23 +403,5 @@ def _show(gated: Conversations, store: Store) -> None:
         return
     from prefect.artifacts import create_markdown_artifact
 
-    create_markdown_artifact(markdown=markdown(gated, store), key=f"data-gate-{gated.source}".replace("_", "-"))
-
-
-def markdown(gated: Conversations, store: Store) -> str:
-    """What the gate found, as a Markdown table."""
-    lines = [
-        f"**{gated.source}**: {gated.rows_out} of {gated.rows_in} rows pass; "
-        + ("the night goes on." if gated.passed else "**the night stops.**"),
-        "",
-        "| rule | severity | rows | share | stops | example |",
-        "|---|---|---:|---:|---|---|",
-    ]
-    for finding in gated.findings:
-        text = (finding.example or "").replace("|", "\\|").replace("<", "&lt;")
-        stops = "yes" if finding.stops else ""
-        lines.append(
-            f"| {finding.rule} | {finding.severity} | {finding.rows} | {finding.share:.1%} | {stops} | {text} |"
-        )
-    lines += ["", f"Pages: `{store.folder(gated) / 'docs' / 'index.html'}`"]
-    return "\n".join(lines)
+    told = markdown(gated, change, store.folder(gated))
+    create_markdown_artifact(markdown=told, key=f"data-gate-{gated.source}".replace("_", "-"))

@@ -43,7 +43,8 @@ class Finding(BaseModel):
     """What one rule found in one source.
 
     `rows`: rows that break the rule; `share` of the source; `mostly`: the share that must keep it;
-    `stops`: whether this stops the night; `example`: one offending text, shortened.
+    `stops`: whether this stops the night; `row`: the number of one such row in the source, from 0; `example`: what
+    it says there, shortened.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,16 +56,16 @@ class Finding(BaseModel):
     mostly: float
     stops: bool
     explanation: str
+    row: int | None = None
     example: str | None = None
 
 
 class Conversations(RowManifest):
     """One source after the data gate.
 
-    Files: `conversations.parquet` (schema CONVERSATION), `tokens.parquet` (row_id, input_ids: list of
-    i32, loss_mask: list of bool), `quarantine.parquet` (rows set aside, with `reasons`: list of rule
-    names, and `detail`), `changed.parquet` (rows that the recipe had redacted or truncated: source_row, row_id, `was`
-    before, `change`), `docs/` (Great Expectations Data Docs).
+    Files: `rows.parquet` and `segments/` (see segments.py), `quarantine.parquet` (rows set aside, with `reasons`:
+    list of rule names, and `detail`), `changed.parquet` (rows that the recipe had redacted or truncated: source_row,
+    row_id, `was` before, `change`), `profile.json` (the kept rows, counted), `docs/` (Great Expectations Data Docs).
     `changed`: rows by change.
     """
 

@@ -1,36 +1,57 @@
-"""Quality: row rules, duplicates and contamination."""
+"""Quality: rules on rows and on nights, duplicates and contamination."""
 
 from tasks.quality.contamination import benchmark_questions, contaminated, opened_with, opening_hashes
+from tasks.quality.decision import Found, decide, decide_change
+from tasks.quality.drift import Change, Measure, Passed, compared
+from tasks.quality.drift_picture import draw_drift
 from tasks.quality.duplicates import exact_duplicates, fingerprints, said
 from tasks.quality.examples import example
 from tasks.quality.flags import flags, row_flags, settle
-from tasks.quality.judgement import first_reasons, reasons, required_share
+from tasks.quality.judgement import applied, first_reasons, reasons, required_share
 from tasks.quality.mending import CHANGES, mended
 from tasks.quality.near import Bands, near_duplicates, near_pairs
-from tasks.quality.rules import RULES, Rule, applied
+from tasks.quality.profile import Profile, profile_of
+from tasks.quality.rules import BY_NAME, NIGHT_RULES, RULES, Rule
+from tasks.quality.telling import changed_rows, compared_with, markdown, refusal
 from tasks.quality.words import WordFile, Words, word_hashes
 
 __all__ = [
+    "BY_NAME",
     "CHANGES",
+    "NIGHT_RULES",
     "RULES",
     "Bands",
+    "Change",
+    "Found",
+    "Measure",
+    "Passed",
+    "Profile",
     "Rule",
     "WordFile",
     "Words",
     "applied",
     "benchmark_questions",
+    "changed_rows",
+    "compared",
+    "compared_with",
     "contaminated",
+    "decide",
+    "decide_change",
+    "draw_drift",
     "exact_duplicates",
     "example",
     "fingerprints",
     "first_reasons",
     "flags",
+    "markdown",
     "mended",
     "near_duplicates",
     "near_pairs",
     "opened_with",
     "opening_hashes",
+    "profile_of",
     "reasons",
+    "refusal",
     "required_share",
     "row_flags",
     "said",

@@ -47,8 +47,8 @@ def example(
             if spans := found_in(piece, detector, phone_regions):
                 start, end = spans[0]
                 hint = piece[start : start + (2 if end - start < 24 else 6)]
-                return f"row {row['source_row']}, {role}: {shown(f'{piece[max(0, start - 60) : start]}{hint}…')}"
-        return f"row {row['source_row']}"
+                return f"{role}: {shown(f'{piece[max(0, start - 60) : start]}{hint}…')}"
+        return ""
     pattern = _PATTERNS.get(rule)
     if rule == "special_token":
         pattern = "|".join(map(re.escape, text.guarded(special_tokens))) or None
@@ -57,10 +57,10 @@ def example(
             if found := re.search(pattern, piece):
                 start, end = max(0, found.start() - 60), found.end() + 60
                 around = piece[start : found.start()] + found.group()[:80] + piece[found.end() : end]
-                return f"row {row['source_row']}, {role}: {shown(around)}"
+                return f"{role}: {shown(around)}"
     turns = row["messages"] or []
     said = " | ".join(f"{turn['role']}: {_said(turn)}" for turn in turns[-3:])
-    return f"row {row['source_row']}, {shown(said)}"
+    return shown(said)
 
 
 def shown(value: str) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import polars as pl
 
 from tasks.quality.calls import call_flags
+from tasks.quality.judgement import DEFAULT
 from tasks.quality.language import language_flags
-from tasks.quality.rules import DEFAULT, RULES
+from tasks.quality.profile import traits
+from tasks.quality.rules import RULES
 from tasks.quality.sensitive import sensitive_flags
 from tasks.quality.text import endings, text_flags
 from tasks.quality.turns import Turns, order_flags, thinking_flags
@@ -48,7 +50,10 @@ def row_flags(
     max_length: int,
     quality: Quality = DEFAULT,
 ) -> pl.DataFrame:
-    """Flags of the rules that need no other row, and how each row ends; to be settled."""
+    """Flags of the rules that need no other row, how each row ends, and what its source's profile is made of.
+
+    To be settled.
+    """
     if not rows["row_id"].equals(rendered["row_id"]):
         raise ValueError("the rendered rows are not the rows, in their order")
     laid = Turns.of(rows)
@@ -64,10 +69,12 @@ def row_flags(
         "empty_loss_mask": rendered["problem"].is_null() & (rendered["supervised_tokens"].fill_null(0) == 0),
         "over_length": rendered["tokens"].fill_null(0) > max_length,
         **{f"_{name}": column for name, column in endings(laid).items()},
+        **traits(laid),
     }
-    return pl.DataFrame(
-        {"row_id": rows["row_id"], **{name: column.fill_null(False) for name, column in columns.items()}}
-    )
+    whole = {
+        name: column.fill_null(False) if column.dtype == pl.Boolean else column for name, column in columns.items()
+    }
+    return pl.DataFrame({"row_id": rows["row_id"], **whole})
 
 
 def settle(found: pl.DataFrame) -> pl.DataFrame:

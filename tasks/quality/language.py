@@ -25,19 +25,22 @@ _WIDE_LETTERS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
 
 
 def language_flags(laid: Turns, allowed: Sequence[str] | None) -> dict[str, pl.Series]:
-    """Which conversations answer in a language that is not allowed (ISO 639-1); none where it cannot be told.
+    """Which conversations answer in a language that is not allowed, and the language of each (`_language`, ISO 639-1).
 
-    Raises BadInput for a language that the detector does not know.
+    None is at fault, and the language null, where it cannot be told. Raises BadInput for a language that the
+    detector does not know.
     """
+    told = pl.repeat(None, laid.rows.height, dtype=pl.String, eager=True)
     if allowed is None:
-        return {"language": laid.mark(pl.Series([], dtype=pl.UInt32))}
+        return {"language": laid.mark(pl.Series([], dtype=pl.UInt32)), "_language": told}
     known = _codes()
     for code in allowed or ("",):
         if code not in known:
             raise BadInput("quality.languages", code, "is no language that can be told", f"Known: {' '.join(known)}.")
     prose = _prose(laid)
-    foreign = pl.Series([_is_foreign(text, tuple(sorted({*allowed}))) for text in prose["text"]], dtype=pl.Boolean)
-    return {"language": laid.mark(prose["n"].filter(foreign))}
+    languages = pl.Series([_language(text, tuple(sorted({*allowed}))) for text in prose["text"]], dtype=pl.String)
+    foreign = prose["n"].filter(languages.is_not_null() & ~languages.is_in([*allowed]))
+    return {"language": laid.mark(foreign), "_language": told.scatter(prose["n"], languages)}
 
 
 def _prose(laid: Turns) -> pl.DataFrame:
@@ -62,16 +65,20 @@ def _prose(laid: Turns) -> pl.DataFrame:
     )
 
 
-def _is_foreign(text: str, allowed: tuple[str, ...]) -> bool:
+def _language(text: str, allowed: tuple[str, ...]) -> str | None:
     best = next(iter(_detector().compute_language_confidence_values(text)), None)
-    if best is None or best.value < _SURE or _code(best.language) in allowed:
-        return False
-    exact = _between(frozenset({*allowed, _code(best.language)}))
+    if best is None or best.value < _SURE:
+        return None
+    code = _code(best.language)
+    if code in allowed:
+        return code
+    exact = _between(frozenset({*allowed, code}))
     # One odd word can carry a text away, and a text can be of two languages: its halves have to agree.
     middle = text.find(" ", len(text) // 2)
     parts = (text, text[:middle], text[middle:]) if middle > 0 else (text,)
     told = [exact.compute_language_confidence_values(part)[0] for part in parts]
-    return told[0].value >= _CERTAIN and not any(_code(one.language) in allowed for one in told)
+    sure = told[0].value >= _CERTAIN and not any(_code(one.language) in allowed for one in told)
+    return code if sure else None
 
 
 def _code(language: Any) -> str:

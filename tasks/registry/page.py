@@ -12,6 +12,7 @@ import polars as pl
 from tasks.conversations import Conversations
 from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
+from tasks.quality import Change, changed_rows, compared_with
 from tasks.recipe import Recipe
 from tasks.registry import plots
 from tasks.registry.card import score_table
@@ -29,7 +30,8 @@ _LONGEST = 600  # characters of a prompt or an answer that are shown
 
 @dataclass(frozen=True)
 class Story:
-    """All that a report tells of. `links`: URLs by node of the graph (night, candidate, champion, flow run)."""
+    """All that a report tells of. `links`: URLs by node of the graph (night, candidate, champion, flow run);
+    `changes`: of the sources since the last night that passed."""
 
     recipe: Recipe
     base: BaseSnapshot
@@ -42,6 +44,7 @@ class Story:
     verdict: Verdict
     version: Version | None
     links: Mapping[str, str]
+    changes: Sequence[Change] = ()
 
 
 def page(story: Story, store: Store) -> str:
@@ -70,7 +73,12 @@ def page(story: Story, store: Store) -> str:
         against=against,
         confidence=f"{100 * recipe.gate.confidence:g}",
         items=telling_items(story.scores[against], story.scores["candidate"], story.rows, store),
-        findings=findings(story.conversations),
+        findings=findings(story.conversations, story.changes),
+        drift=[
+            (f"{change.source}: {compared_with(change)}", _inline((store.folder(change) / "drift.png").read_bytes()))
+            for change in story.changes
+            if change.before
+        ],
         conservation=" ".join(_conserved(entry) for entry in story.conversations),
         graph=graph(story),
         lineage=lineage_rows(story),
@@ -119,22 +127,23 @@ def telling_items(
     ]
 
 
-def findings(conversations: Sequence[Conversations]) -> list[dict[str, object]]:
-    """What the data gate found, by source; rules that nothing broke are left out."""
+def findings(conversations: Sequence[Conversations], changes: Sequence[Change] = ()) -> list[dict[str, object]]:
+    """What the data gate found, by source; rules that nothing broke are left out. What has moved has no rows."""
+    entries: list[Conversations | Change] = [*conversations, *changes]
     return [
         {
             "source": entry.source,
             "rule": finding.rule,
             "severity": finding.severity,
-            "rows": finding.rows,
-            "share": f"{100 * finding.share:.1f} %",
+            "rows": finding.rows or "",
+            "share": f"{100 * finding.share:.1f} %" if finding.rows else "",
             "stops": finding.stops,
             "explanation": finding.explanation,
             "example": _clip(finding.example, 120),
         }
-        for entry in conversations
+        for entry in entries
         for finding in entry.findings
-        if finding.rows
+        if finding.rows or isinstance(entry, Change)
     ]
 
 
@@ -232,7 +241,8 @@ def _mixture(mixture: TokenisedMixture) -> str:
 
 def _conserved(entry: Conversations) -> str:
     aside = sum(entry.set_aside.values())
-    return f"{entry.source}: {entry.rows_in} rows in, {entry.rows_out} out, {aside} set aside."
+    changed = f" ({changed_rows(entry)})" if entry.changed else ""
+    return f"{entry.source}: {entry.rows_in} rows in, {entry.rows_out} out{changed}, {aside} set aside."
 
 
 def _web(uri: str, revision: str) -> str | None:

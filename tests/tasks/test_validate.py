@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.compare import remember
 from tasks.conversations import (
     CONVERSATION,
     Conversations,
-    Preparation,
     Renderer,
     canonical_tools,
     read_conversations,
@@ -24,11 +24,11 @@ from tasks.conversations import (
 )
 from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.fetch import fetch
-from tasks.quality import RULES, applied, first_reasons, flags, reasons
-from tasks.recipe import Base, Quality, Recipe, Source, parse
+from tasks.quality import Change, applied, flags, markdown
+from tasks.recipe import Base, Drift, Quality, Recipe, RuleSetting, Source, parse
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
-from tasks.validate import _decide, _judge, _judged, _Pile, _sort_out, _SortedOut, check, markdown, validate
+from tasks.validate import _judge, _judged, _sort_out, check, look, validate
 
 TEMPLATE = (Path(__file__).resolve().parents[2] / "deployments" / "recipes" / "chatml-hybrid.jinja").read_text()
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -94,7 +94,7 @@ def source_of(folder: Path, rows: list[Any], kind: str = "chat", name: str = "ta
 
 
 def gate(source: Source, base: BaseSnapshot, store: Store, **quality: Any) -> Conversations:
-    return validate(recipe([source.model_dump()], **quality), source, fetch(source, store), base, store)
+    return validate(recipe([source.model_dump()], **quality), source, fetch(source, store), base, store)[0]
 
 
 def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
@@ -105,7 +105,8 @@ def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
     rows[7]["messages"][0]["content"] += " {{name}} caf\ufffd"
     rows[9]["messages"][1]["content"] += "<|im_end|>"
     rows[20] = rows[19]
-    gated = gate(source_of(tmp_path, rows), base, store)
+    source = source_of(tmp_path, rows)
+    gated = gate(source, base, store)
     folder = store.folder(gated)
 
     assert gated.passed
@@ -124,7 +125,10 @@ def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
     assert kept["loss_mask"].list.sum().sum() == gated.supervised_tokens > 0
     assert kept.filter(pl.col("row_id").is_duplicated())["source_row"].to_list() == [19, 20]
     assert {finding.rule: finding.rows for finding in gated.findings}["exact_duplicate"] == 1
-    assert "| placeholder | warning | 1 |" in markdown(gated, store)
+    _, change = look(recipe([source.model_dump()]), source, fetch(source, store), base, store)
+    told = markdown(gated, change, folder)
+    assert "| placeholder | warning | 1 | 2.5% |  | row 7, user: What comes after 7? {{name}}" in told
+    assert "No earlier night to compare with." in told
 
 
 def test_pages_tell_the_rules_and_fetch_nothing(tmp_path: Path, base: BaseSnapshot, store: Store) -> None:
@@ -196,28 +200,29 @@ def test_the_recipe_decides_how_much_may_be_set_aside_and_what_is_ignored(
         gate(source, base, store, ignore=["placeholders"])
 
 
-def test_a_rule_with_a_share_of_its_own_stops_the_night_whatever_the_recipe_allows(tmp_path: Path) -> None:
-    def findings(broken: int) -> dict[str, bool]:
-        n = 100
-        found = pl.DataFrame({"row_id": [f"{i:032x}" for i in range(n)]}).with_columns(
-            (pl.int_range(n) < (broken if rule.name == "tools_malformed" else 0)).alias(rule.name) for rule in RULES
-        )
-        facts = pl.DataFrame({"source_row": range(n), "turns": [2] * n}).with_columns(
-            reason=pl.lit(None, pl.String), detail=pl.lit(None, pl.String)
-        )
-        pile = _Pile(Preparation("openai", [], facts, {}), facts, found)
-        lists = reasons(found, RULES)
-        out = _SortedOut(
-            reasons=lists,
-            counts={rule.name: int(found[rule.name].sum()) for rule in RULES},
-            examples={},
-            set_aside=first_reasons(lists),
-        )
-        decided = _decide("try", "tool", pile, out, RULES, Quality(max_set_aside=0.9), tmp_path / str(broken))
-        return {finding.rule: finding.stops for finding in decided}
+def test_a_night_that_lost_half_of_its_rows_is_refused_with_what_to_do(
+    tmp_path: Path, base: BaseSnapshot, store: Store
+) -> None:
+    asked = recipe([source_of(tmp_path, chats(60, " (nights)")).model_dump()]).model_copy(update={"name": "nights"})
 
-    assert findings(5) == {"tools_malformed": False, "set_aside": False}
-    assert findings(6) == {"tools_malformed": True, "set_aside": False}
+    def tonight(rows: list[Any], night: Recipe = asked) -> tuple[Conversations, Change]:
+        source = source_of(tmp_path, rows)
+        return validate(night, source, fetch(source, store), base, store)
+
+    gated, change = tonight(chats(60, " (nights)"))
+    remember(asked, [gated], [change], store)
+    with pytest.raises(Refused) as refused:
+        tonight(chats(20, " (nights)"))
+    assert re.search(r"rows_moved: The source has about as many rows", str(refused.value))
+    assert "rows now per row then 0.33 (at least 0.5); then 60, now 20" in str(refused.value)
+    assert "--set quality.rules.rows_moved.severity=warning" in str(refused.value)
+    milder = asked.quality.model_copy(update={"rules": {"rows_moved": RuleSetting(severity="warning")}})
+    let, change = tonight(chats(20, " (nights)"), asked.model_copy(update={"quality": milder}))
+    assert [finding.rule for finding in change.findings] == ["rows_moved"]
+    # How bad a move is has no part in what the conversations are.
+    bounds = asked.quality.model_copy(update={"drift": Drift(fewer_rows=0.9), "ignore": ("turns_moved",)})
+    again, _ = tonight(chats(20, " (nights)"), asked.model_copy(update={"quality": bounds}))
+    assert again.address == let.address
 
 
 @pytest.mark.parametrize(
@@ -331,7 +336,7 @@ def test_rows_in_are_rows_out_and_rows_set_aside(
     out = _sort_out(pile, applied(), renderer, source, snapshot.revision, folder)
     kept = pl.concat(read_conversations(folder))
     aside = pl.read_parquet(folder / "quarantine.parquet")
-    assert pile.facts.height == len(rows) == kept.height + aside.height == out.rows_out + sum(out.set_aside.values())
+    assert pile.facts.height == len(rows) == kept.height + aside.height == out.kept.height + sum(out.set_aside.values())
     assert sorted([*kept["source_row"], *aside["source_row"]]) == list(range(len(rows)))
     assert Counter(why[0] for why in aside["reasons"].to_list()) == Counter(out.set_aside)
     again = renderer.render(kept)
@@ -380,7 +385,7 @@ def test_real_files_hold_what_was_counted_in_them(
     source = Source.model_validate({"name": "real", "uri": f"file://{shared_data / name}", "kind": kind, "share": 1})
     long = recipe([source.model_dump()], max_set_aside=1.0).model_copy(deep=True)
     long = long.model_copy(update={"base": long.base.model_copy(update={"max_length": 100_000})})
-    gated = validate(long, source, fetch(source, store), base, store)
+    gated, _ = validate(long, source, fetch(source, store), base, store)
     found = {finding.rule: finding.rows for finding in gated.findings}
     assert {rule: found.get(rule) for rule in counts} == counts
 

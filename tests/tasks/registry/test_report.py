@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from tasks import registry
 from tasks.errors import BadInput
+from tasks.quality import Change
 from tasks.registry import Night, Version
 from tasks.registry.page import telling_items
 from tasks.report import report, terminal
@@ -48,6 +50,30 @@ def test_the_page_is_whole_and_harmless(world: Any) -> None:
     assert "hf://org/chat@5f1f5c" in page
     assert world.mixture.splits["train"].digest in page
     assert "cc-by-nc-4.0 ⚠ non-commercial" in (world.store.folder(made) / "card.md").read_text(encoding="utf-8")
+
+
+def test_what_has_moved_since_the_last_night_is_on_the_page(world: Any) -> None:
+    def build(work: Path) -> dict[str, Any]:
+        (work / "drift.png").write_bytes(b"a picture")
+        measure = {
+            "statistic": "rows",
+            "severity": "warning",
+            "before": "900",
+            "now": "300",
+            "value": 1 / 3,
+            "low": 0.5,
+        }
+        about = {"source": "chat", "conversations": "1" * 64, "before": "0" * 64, "before_made_at": "2026-11-23 02:00"}
+        return {**about, "measures": [{"rule": "rows_moved", **measure}]}
+
+    change, _ = world.store.make(Change, {"try": 1}, build)
+    made = told(world, changes=[change])
+    assert made.address != told(world).address
+    page = (world.store.folder(made) / "report.html").read_text(encoding="utf-8")
+    assert f"data:image/png;base64,{base64.b64encode(b'a picture').decode()}" in page
+    assert "chat: Against the last night that passed with other rows (2026-11-23 02:00 UTC): 1 of 1 measures" in page
+    assert "<td>rows_moved</td><td >warning</td>" in page
+    assert "then 900, now 300" in page
 
 
 def test_the_same_verdict_is_reported_once(world: Any) -> None:
