@@ -4,17 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from expectations import CheckFailed, Outcome, RowRule, Table, check, conversations, history, raw
+from expectations import Bound, CheckFailed, Outcome, RowRule, Table, changes, check, conversations, history, raw
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rule(name: str, severity: str = "warning", mostly: float = 0.9, rows: int = 0) -> RowRule:
-    return RowRule(name=name, severity=severity, mostly=mostly, explanation=f"About {name}.", rows=rows)  # type: ignore[arg-type]
+def rule(name: str, severity: Any = "warning", mostly: float = 0.9, rows: int = 0) -> RowRule:
+    return RowRule(name=name, severity=severity, mostly=mostly, explanation=f"About {name}.", bad="That.", rows=rows)
 
 
 def table(n: int = 20, broken: int = 0, mostly: float = 0.9, kept: int | None = None, name: str = "t") -> Table:
@@ -79,6 +80,20 @@ def test_a_missing_column_is_no_answer(tmp_path: Path) -> None:
     del lacking.frame["odd"]
     with pytest.raises(CheckFailed, match="odd"):
         run(tmp_path, lacking)
+
+
+def test_measures_are_held_to_their_bounds(tmp_path: Path) -> None:
+    def bound(column: str, low: float | None, high: float | None) -> Bound:
+        return Bound(column, low, high, "warning", f"{column} <b>&")
+
+    bounds = [bound("least", 0.5, None), bound("most", None, 0.25), bound("over", None, 0.25), bound("any", None, None)]
+    frame = pd.DataFrame({"least": [0.5], "most": [0.25], "over": [0.26], "any": [9.0]})
+    assert failed(run(tmp_path, Table(frame, changes.suite("c", bounds)))) == {
+        "expect_column_values_to_be_between:over": 1
+    }
+    assert "over &lt;b&gt;&amp;" in (tmp_path / "pages" / "c.html").read_text()
+    doubled = pd.concat([frame, frame])
+    assert "expect_table_row_count_to_equal:None" in failed(run(tmp_path, Table(doubled, changes.suite("c", bounds))))
 
 
 def test_nights_are_kept_side_by_side_and_the_oldest_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
