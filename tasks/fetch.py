@@ -26,6 +26,7 @@ from tasks.sources import (
     BaseSnapshot,
     Chain,
     Earlier,
+    Moved,
     Permission,
     Pin,
     Snapshot,
@@ -44,6 +45,8 @@ from tasks.sources import (
 from tasks.store import Manifest, Store, code_digest, digest, file_digest, link
 
 log = logging.getLogger(__name__)
+# How often a source that moves while it is read is pinned.
+_PINS = 3
 S = TypeVar("S", Snapshot, BaseSnapshot)
 
 
@@ -57,6 +60,15 @@ def fetch(source: Source, store: Store) -> Snapshot:
     uri = _source_uri(source)
     if uri.scheme in STREAMS:
         return _fetch_stream(source, uri, store)
+    for _ in range(_PINS - 1):
+        try:
+            return _fetch_files(source, uri, store)
+        except Moved as error:
+            log.info("%s Pinning it anew.", error)
+    return _fetch_files(source, uri, store)
+
+
+def _fetch_files(source: Source, uri: SourceUri, store: Store) -> Snapshot:
     permission = _permission(source)
     try:
         pin = resolve(uri)

@@ -326,7 +326,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, without a copy where the disk can do that."""
+    """Make `target` the same file as `source`, without a copy where the disk can do that; its folder is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:

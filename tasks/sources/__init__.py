@@ -1,7 +1,7 @@
 """Sources: where data sets and base models come from, pinned by commit or digest and verified by sha256."""
 
 from tasks.sources.permission import Permission
-from tasks.sources.pin import Pin, Unreachable
+from tasks.sources.pin import Moved, Pin, Unreachable
 from tasks.sources.rows import COLUMNS, Batch, read_batches
 from tasks.sources.schemes import Earlier, no_rows, read_stream, resolve, write_base, write_data, write_stream
 from tasks.sources.sift import CODE as SIFTING
@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "Chain",
     "Earlier",
+    "Moved",
     "Permission",
     "Pin",
     "Snapshot",

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from tasks.errors import WorldFailed
-from tasks.sources.pin import Pin
+from tasks.sources.pin import Moved, Pin
 from tasks.sources.records import FORMATS, PACKED, is_data_file
 from tasks.sources.rows import has_header
 from tasks.sources.uri import SourceUri, local_path
@@ -96,7 +96,7 @@ def copy(uri: SourceUri, files: dict[str, Path], pin: Pin, target: Path) -> None
         shutil.copyfile(place, target / name)
         digests[name] = file_digest(target / name)
     if digest(digests) != pin.revision:
-        raise WorldFailed(uri.text, "changed while it was copied", "Run again when nothing writes to it.")
+        raise Moved(uri.text, "changed while it was copied", "Run again when nothing writes to it.")
 
 
 def require_space(folder: Path, need: int, what: str) -> None:

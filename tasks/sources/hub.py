@@ -20,11 +20,9 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from tasks.errors import NightowlError, WorldFailed
 from tasks.sources.files import require_space
-from tasks.sources.pin import BrokenOff
+from tasks.sources.pin import BrokenOff, Listing, RemoteFile
 from tasks.sources.records import form, is_data_file
 from tasks.sources.uri import SourceUri
 
@@ -37,39 +35,6 @@ FIRST_WAIT = 1.0  # seconds; doubled at each attempt, times a random factor from
 LONGEST_WAIT = 120.0  # a hub that asks for more is not waited for
 _TRANSFERS = 4
 PARTIAL = "partial"
-
-
-class RemoteFile(BaseModel):
-    """A file of a repository. `size` in bytes; one of the digests: sha256 of the content, or git's blob id (sha1).
-
-    A bucket's object has no digest, but its `key`, `etag` and time of change (ISO 8601).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    size: int
-    sha256: str | None = None
-    git_blob: str | None = None
-    key: str = ""
-    etag: str | None = None
-    modified: str | None = None
-
-
-class Listing(BaseModel):
-    """A repository at a commit. `card`: the front matter of its README, as far as the hub or the file gives it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    commit: str
-    files: tuple[RemoteFile, ...]
-    card: dict[str, Any]
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that the card states."""
-        licence = self.card.get("license")
-        return licence if isinstance(licence, str) else ", ".join(map(str, licence)) if licence else None
 
 
 class Server(Protocol):
@@ -142,19 +107,19 @@ def download(hub: Hub, uri: SourceUri, commit: str, files: list[RemoteFile], wor
     Raises WorldFailed when they don't fit on the disk, or when a file does not have the listed digest
     even after it was fetched a second time.
     """
-    wanted = {target / file.name for file in files}
+    wanted = {target / file.place for file in files}
     for path in [path for path in work.rglob("*") if path.is_file()]:
         if path not in wanted and (work / PARTIAL) not in path.parents:
             path.unlink()
-    missing = [file for file in files if not _is(target / file.name, file)]
-    partial = {file: work / PARTIAL / hashlib.sha256(file.name.encode()).hexdigest() for file in missing}
+    missing = [file for file in files if not _is(target / file.place, file)]
+    partial = {file: work / PARTIAL / hashlib.sha256(file.place.encode()).hexdigest() for file in missing}
     here = sum(path.stat().st_size for path in (work / PARTIAL).rglob("*") if path.is_file())
     work.mkdir(parents=True, exist_ok=True)
     require_space(work, sum(file.size for file in missing) - here, uri.text)
     (work / PARTIAL).mkdir(exist_ok=True)
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         transfers = [
-            pool.submit(_transfer, hub, uri, commit, file, partial[file], target / file.name) for file in missing
+            pool.submit(_transfer, hub, uri, commit, file, partial[file], target / file.place) for file in missing
         ]
         try:
             for transfer in transfers:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.hub import Listing, RemoteFile, Trouble, retry_after
-from tasks.sources.pin import Unreachable
+from tasks.sources.hub import Trouble, retry_after
+from tasks.sources.pin import Listing, RemoteFile, Unreachable
 from tasks.sources.uri import SourceUri
 
 TOKEN = "HF_TOKEN"

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import yaml
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.hub import COMMIT, Listing, RemoteFile, Trouble
-from tasks.sources.pin import Unreachable
+from tasks.sources.hub import COMMIT, Trouble
+from tasks.sources.pin import Listing, RemoteFile, Unreachable
 from tasks.sources.uri import SourceUri
 
 TOKEN = "MODELSCOPE_API_TOKEN"

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 PAGE_BYTES = 8 * 2**20
 _PAGE_ROWS = (100, 20_000)  # the first page, and the largest
+LOCK_WAIT = "60s"  # for a table that is being changed
 NO_CURSOR = "no_cursor"
 NOT_JSON = "not_json"
 
@@ -94,7 +95,7 @@ class Query:
         self.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         try:
             with self._explained():
-                self.connection.execute(_SETTINGS)
+                self.connection.execute(f"{_SETTINGS}; SET LOCAL lock_timeout = '{LOCK_WAIT}'")
                 self._look()
         except BaseException:
             self.connection.close()

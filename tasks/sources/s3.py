@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
+from filelock import FileLock
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.hub import Listing, RemoteFile, Trouble, download, glob_pattern, retry_after, with_retries
-from tasks.sources.pin import Pin, Unreachable
+from tasks.sources.hub import Trouble, download, glob_pattern, retry_after, with_retries
+from tasks.sources.pin import Listing, Moved, Pin, RemoteFile, Unreachable
 from tasks.sources.records import FORMATS, PACKED, form, is_data_file
 from tasks.sources.rows import DATA, has_header
 from tasks.sources.uri import SourceUri
 from tasks.store import digest, link, write_whole
 
 OBJECTS = "objects.json"
+PATIENCE = 60  # seconds without a byte before a transfer is given up
 _PIECE = 2**20
 _PLAIN_MD5 = re.compile(r"[0-9a-f]{32}")
 _CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure")
@@ -34,7 +37,8 @@ def resolve(uri: SourceUri) -> Pin:
     """Raises BadInput for a bucket or a prefix that is not there, Unreachable where the endpoint is not."""
     has_header(uri)
     bucket = Bucket(uri)
-    return Pin(revision=with_retries(bucket, lambda: bucket.listing(None)).commit, requested=None)
+    listing = with_retries(bucket, lambda: bucket.listing(None))
+    return Pin(revision=listing.commit, requested=None, listing=listing)
 
 
 def write(
@@ -46,21 +50,28 @@ def write(
     name there of what an object held.
     """
     bucket = Bucket(uri)
-    listing = with_retries(bucket, lambda: bucket.listing(None))
+    # What has come since it was pinned is not asked for: a bucket that is written to all the time can be read.
+    listing = pin.listing or with_retries(bucket, lambda: bucket.listing(None))
     if listing.commit != pin.revision:
-        raise WorldFailed(uri.text, "changed while it was read", "Run again; what was fetched is kept.")
+        raise bucket.moved("its listing is another")
     known = orjson.loads(earlier[OBJECTS].read_bytes()) if OBJECTS in earlier else {}
     held = {
         file: earlier[name]
         for file in listing.files
         if known.get(file.name) == [file.etag, file.size] and (name := f"{DATA}/{kept_as(file.name)}") in earlier
     }
-    # Before the links: it removes what is not among its files.
-    download(bucket, uri, pin.revision, [file for file in listing.files if file not in held], folder, data)
-    for file, path in held.items():
-        target = data / kept_as(file.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link(path, target)
+    if not (folder / OBJECTS).exists():
+        shutil.rmtree(data, ignore_errors=True)
+    missing = [file for file in listing.files if file not in held and not (data / file.name).exists()]
+    # Not in the snapshot's folder, which is another one as soon as the bucket has one more object.
+    stage = folder.with_name(f"bucket-{digest(uri.text)}")
+    with FileLock(f"{stage}.lock"):
+        download(bucket, uri, pin.revision, missing, stage, stage / DATA)
+        for file in missing:
+            link(stage / DATA / file.place, data / file.name)
+        for file, path in held.items():
+            link(path, data / kept_as(file.name))
+        shutil.rmtree(stage)
     objects = {file.name: [file.etag, file.size] for file in listing.files}
     write_whole(folder / OBJECTS, orjson.dumps(objects, option=orjson.OPT_INDENT_2).decode())
     newest = max(listing.files, key=lambda file: (file.modified or "", file.name))
@@ -79,7 +90,7 @@ class Bucket:
         if anonymous not in ("true", "false"):
             raise uri.bad(f"has anonymous={anonymous}", "Write anonymous=true or leave it out.")
         self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
+        config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": PATIENCE, "retries": {"max_attempts": 1}}
         if self.endpoint:
             # Servers other than Amazon's rarely have a host name for each bucket.
             config["s3"] = {"addressing_style": "path"}
@@ -174,7 +185,7 @@ class Bucket:
             way_out = "Check the name, and AWS_ENDPOINT_URL where it is not on Amazon."
             return Trouble(self.uri.bad(f"names a bucket that is not there ({self.bucket})", way_out), again=False)
         if code in ("NoSuchKey", "PreconditionFailed") or status in (404, 412):
-            return Trouble(self._failed(f"changed while it was read ({code})", "Run again."), again=False)
+            return Trouble(self.moved(code or str(status)), again=False)
         if code in _CREDENTIALS:
             return Trouble(self._failed(f"refuses the credentials ({code})", _KEYS), again=False)
         if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
@@ -229,6 +240,11 @@ class Bucket:
             way_out = f"They may hold the same rows: choose with a glob, such as s3://{self.bucket}/**/*{forms[-1]}."
             raise self.uri.bad(problem, way_out)
         return sorted(chosen, key=lambda file: file.name)
+
+    def moved(self, how: str) -> Moved:
+        """The error that an object has been rewritten or deleted since the bucket was listed."""
+        place = f"{self.uri.field}: {self.uri.text}"
+        return Moved(place, f"changed while it was read ({how})", "Run again when fewer objects are rewritten.")
 
     def _failed(self, problem: str, way_out: str) -> NightowlError:
         return WorldFailed(f"{self.uri.field}: {self.uri.text}", f"the bucket or its server {problem}", way_out)

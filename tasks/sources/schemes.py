@@ -158,10 +158,7 @@ def _link(found: Mapping[str, Path], folder: Path, data: Path) -> None:
     shutil.rmtree(data, ignore_errors=True)
     for name, path in found.items():
         within = Path(name)
-        target = data / within.relative_to(DATA) if within.parts[0] == DATA else folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        link(path, target)
+        link(path, data / within.relative_to(DATA) if within.parts[0] == DATA else folder / name)
 
 
 def _client(uri: SourceUri, what: What) -> HuggingFace | ModelScope:

@@ -8,15 +8,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 DEBIAN = Path("/usr/lib/postgresql")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Postgres:
@@ -169,3 +172,119 @@ def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     client.create_bucket(Bucket="logs")
     client.put = lambda key, body: client.put_object(Bucket="logs", Key=key, Body=body)  # type: ignore[attr-defined]
     return client
+
+
+class Proxy:
+    """A TCP proxy on the loopback that can break off or stall what a server sends.
+
+    `sent`: bytes that the server has sent so far. `fail(how, after, times)`: each of the next connections, `times` of
+    them, is dropped or stalled once it has brought `after` bytes more.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        self.sent = 0
+        self.stalled = threading.Event()
+        self._faults: list[tuple[str, int]] = []
+        self._released = threading.Event()
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fail(self, how: str, after: int, times: int = 1) -> None:
+        self._faults = [(how, after)] * times
+
+    def close(self) -> None:
+        self._released.set()
+        for one in [self._listener, *self._open]:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.upstream))
+            except OSError:
+                return
+            self._open += [client, server]
+            fault = self._faults.pop() if self._faults else ("", 0)
+            threading.Thread(target=self._forward, args=(client, server, None), daemon=True).start()
+            threading.Thread(target=self._forward, args=(server, client, fault), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, fault: tuple[str, int] | None) -> None:
+        how, left = fault or ("", 0)
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                if how and len(piece) > left:
+                    target.sendall(piece[:left])
+                    if how == "stall":
+                        self.stalled.set()
+                        self._released.wait(60)
+                    break
+                left -= len(piece)
+                if fault is not None:
+                    self.sent += len(piece)
+                target.sendall(piece)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[int], Proxy]]:
+    """Makes a proxy in front of a port."""
+    made: list[Proxy] = []
+
+    def to(port: int) -> Proxy:
+        made.append(Proxy(port))
+        return made[-1]
+
+    yield to
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def in_a_process(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Fetches a source into a store in a process of its own, after some Python given as text; killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: Any, root: Path, before: str = "") -> subprocess.Popen[str]:
+        code = (
+            "import sys; from pathlib import Path; from tasks.fetch import fetch; from tasks.recipe import Source; "
+            "from tasks.store import Store; from tasks.errors import NightowlError\n"
+            f"{before}\n"
+            "try: print(fetch(Source.model_validate_json(sys.argv[2]), Store(Path(sys.argv[1]))).address)\n"
+            "except NightowlError as error: sys.exit(str(error))\n"
+        )
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(root), source.model_dump_json()],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def wait_until(holds: Callable[[], object], what: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(name="wait_until")
+def wait_until_fixture() -> Callable[..., None]:
+    """Waits for a condition, with a bound."""
+    return wait_until
