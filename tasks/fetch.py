@@ -263,6 +263,9 @@ def _fetch_stream(source: Source, uri: SourceUri, store: Store) -> Snapshot:
                     raise
                 if damaged:
                     raise _damaged(uri, store, damaged) from error
+                if before.older_than(_permission(source).cutoff()):
+                    log.warning("%s: what the store has holds rows that are too old by now", uri.text)
+                    raise
                 log.warning("%s Going on with %s, fetched %s.", error, latest.revision, latest.made_at)
                 return latest
             if not chain.segments:

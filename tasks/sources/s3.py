@@ -90,7 +90,7 @@ class Bucket:
         if anonymous not in ("true", "false"):
             raise uri.bad(f"has anonymous={anonymous}", "Write anonymous=true or leave it out.")
         self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": PATIENCE, "retries": {"max_attempts": 1}}
+        config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": PATIENCE, "retries": {"total_max_attempts": 1}}
         if self.endpoint:
             # Servers other than Amazon's rarely have a host name for each bucket.
             config["s3"] = {"addressing_style": "path"}
@@ -130,7 +130,7 @@ class Bucket:
             raise _Damaged(f"{file.name}: its content does not have the listed digest")
 
     async def _get(self, file: RemoteFile, target: Path) -> dict[str, Any]:
-        client = await self.files.get_s3(self.bucket)
+        client = await self._client()
         here = target.stat().st_size if target.exists() else 0
         if here >= file.size > 0:
             here = 0
@@ -206,8 +206,7 @@ class Bucket:
         return found
 
     async def _pages(self, prefix: str) -> list[dict[str, Any]]:
-        await self.files.set_session()
-        client = await self.files.get_s3(self.bucket)
+        client = await self._client()
         found: list[dict[str, Any]] = []
         more: dict[str, str] = {}
         while True:
@@ -216,6 +215,10 @@ class Bucket:
             if not page.get("IsTruncated"):
                 return found
             more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _client(self) -> Any:
+        await self.files.set_session()
+        return await self.files.get_s3(self.bucket)
 
     def _has_folder(self, objects: list[dict[str, Any]], prefix: str) -> bool:
         start = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"

@@ -113,6 +113,10 @@ class Chain(NamedTuple):
         """What stands for the commit."""
         return digest([segment.digest for segment in self.segments])
 
+    def older_than(self, cutoff: int | None) -> bool:
+        """Whether any row is of a time, in microseconds since 1970, before `cutoff`."""
+        return cutoff is not None and any(s.oldest is not None and s.oldest < cutoff for s in self.segments)
+
     @property
     def watermark(self) -> str | None:
         """The last row's cursor, as JSON."""
