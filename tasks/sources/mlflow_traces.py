@@ -3,10 +3,15 @@
 A trace is an example when a person gave it a thumbs-up and nobody a thumbs-down; what a judge or a script
 says of it does not count. Feedback comes after its trace, days later maybe, so traces of the last week are
 looked at again each night. The experiment is on MLFLOW_TRACKING_URI, by default in the home.
+
+Traces are listed without their spans, and spans are asked for trace by trace where people liked it: a search with
+spans returns traces grouped by where these lie, out of order, and leaves out those that have none (MLflow 3.17).
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +20,7 @@ from typing import Any
 import orjson
 
 from tasks.errors import WorldFailed
+from tasks.sources.hub import Trouble, with_retries
 from tasks.sources.permission import microseconds, moment, now
 from tasks.sources.pin import BrokenOff, Unreachable
 from tasks.sources.stream import Row, Wanted
@@ -26,8 +32,11 @@ NO_FEEDBACK = "no_feedback"
 DISLIKED = "disliked"
 UNCLEAR = "unclear_feedback"
 NOT_A_CHAT = "not_a_chat"
+NO_SPANS = "no_spans"
 
-_PAGE = 50
+_PAGE = 100
+# What this source tries again itself, the client need not; both wait minutes for a server that is not there.
+_CLIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 _COLUMNS = ("trace_id", "timestamp", "request", "response", "tags")
 _UP = ("true", "yes", "up", "thumbs_up", "thumbs-up", "thumbsup", "positive", "good", "like", "liked", "correct", "1")
 _DOWN = (
@@ -52,25 +61,39 @@ class LikedTraces:
         wanted.permission.require(_COLUMNS, uri)
         self.client: Any = None
         self.experiment = ""
+        self.set: list[str] = []
 
     def __enter__(self) -> LikedTraces:
         from mlflow.tracking import MlflowClient
 
-        with self._explained(connecting=True):
+        self.set = [name for name in _CLIENT if name not in os.environ]
+        os.environ.update({name: _CLIENT[name] for name in self.set})
+        try:
             self.client = MlflowClient(tracking_uri=self.tracking)
-            found = self.client.get_experiment_by_name(self.uri.path)
-            if found is None:
-                names = [e.name for e in self.client.search_experiments(max_results=200)]
-                way_out = f"{nearest(self.uri.path, names)}Its experiments: {', '.join(sorted(names)[:20])}."
-                raise self.uri.bad(f"names no experiment on {self.tracking}", way_out)
-            if found.lifecycle_stage != "active":
-                way_out = f"Restore it: mlflow experiments restore -x {found.experiment_id}."
-                raise self.uri.bad(f"names a deleted experiment on {self.tracking}", way_out)
-        self.experiment = found.experiment_id
+            self.experiment = with_retries(self, self._find)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.client = None
+        for name in self.set:
+            os.environ.pop(name, None)
+
+    def _find(self) -> str:
+        """The experiment's id."""
+        found = self.client.get_experiment_by_name(self.uri.path)
+        if found is None:
+            names = [e.name for e in self.client.search_experiments(max_results=200)]
+            way_out = f"{nearest(self.uri.path, names)}Its experiments: {', '.join(sorted(names)[:20])}."
+            raise self.uri.bad(f"names no experiment on {self.tracking}", way_out)
+        if not found.lifecycle_stage:
+            raise ConnectionError("the answer ends before its content")  # which the client takes for an empty one
+        if found.lifecycle_stage != "active":
+            way_out = f"Restore it: mlflow experiments restore -x {found.experiment_id}."
+            raise self.uri.bad(f"names a deleted experiment on {self.tracking}", way_out)
+        return str(found.experiment_id)
 
     def now(self) -> int:
         return microseconds(now()) // 1000
@@ -88,6 +111,7 @@ class LikedTraces:
                     order_by=["timestamp_ms ASC", "request_id ASC"],
                     max_results=_PAGE,
                     page_token=token,
+                    include_spans=False,
                 )
             for trace in page:
                 row = self._row(trace)
@@ -104,9 +128,14 @@ class LikedTraces:
 
     def _row(self, trace: Any) -> Row:
         info = trace.info
-        request, response = _exchange(trace)
-        verdict = _verdict(info.assessments, self.uri.params.get("feedback"))
-        aside = _aside(info, request, verdict)
+        key = (info.request_time, info.trace_id)
+        aside = _aside(info, _verdict(info.assessments, self.uri.params.get("feedback")))
+        if not aside:
+            spans = self._spans(info.trace_id)
+            request, response = _exchange(spans or [])
+            aside = NO_SPANS if spans is None else NOT_A_CHAT if request is None else None
+        if aside:
+            return Row(info.request_time, key, {}, b"", aside)
         record = {
             "trace_id": info.trace_id,
             "timestamp": moment(info.request_time * 1000).isoformat(timespec="milliseconds"),
@@ -114,47 +143,75 @@ class LikedTraces:
             "response": response,
             "tags": {name: value for name, value in info.tags.items() if not name.startswith("mlflow.")},
         }
-        line = b"" if aside else orjson.dumps(record, default=str)
-        return Row(info.request_time, (info.request_time, info.trace_id), record, line, aside)
+        return Row(info.request_time, key, record, orjson.dumps(record, default=str))
+
+    def _spans(self, trace_id: str) -> list[Any] | None:
+        """A trace's spans in the order of their start; None where they have been lost."""
+        from mlflow.exceptions import MlflowException
+
+        with self._explained():
+            try:
+                trace = self.client.get_trace(trace_id, display=False)
+            except MlflowException as error:
+                if error.error_code in ("NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"):
+                    return None
+                raise
+        return sorted(trace.data.spans, key=lambda span: span.start_time_ns)
 
     @contextmanager
-    def _explained(self, connecting: bool = False) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            trouble = self.explain(error)
+            if trouble is None:
+                raise
+            if trouble.again:
+                problem = f"{self.tracking} broke off ({_said(error)})"
+                place = f"{self.uri.field}: {self.uri.text}"
+                raise BrokenOff(place, problem, "Run again; what was read is kept.") from error
+            raise trouble.error from error
+
+    def explain(self, error: Exception) -> Trouble | None:
+        """What an exception of the client means, for `with_retries`."""
         import requests
         import sqlalchemy.exc
         from mlflow.exceptions import MlflowException
 
-        place = f"{self.uri.field}: {self.uri.text}"
-        try:
-            yield
-        except MlflowException as error:
-            said = " ".join(str(error).split())[:300]
-            if isinstance(error.__cause__, requests.RequestException) or "API request to" in said:
-                raise self._gone(place, said, connecting) from error
-            if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-                raise self.uri.bad(f"has a filter that MLflow refuses ({said})", "Correct ?filter=.") from error
-            if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or error.get_http_status_code() in (
-                401,
-                403,
-            ):
-                way_out = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
-                raise WorldFailed(place, f"{self.tracking} refuses to be read ({said})", way_out) from error
-            raise BrokenOff(place, f"{self.tracking} failed ({said})", "Run again later; see its log.") from error
-        except (requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            raise self._gone(place, " ".join(str(error).split())[:300], connecting) from error
-
-    def _gone(self, place: str, said: str, connecting: bool) -> WorldFailed:
-        if connecting:
+        place, said = f"{self.uri.field}: {self.uri.text}", _said(error)
+        gone = (requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
+        if isinstance(error, gone) or (
+            isinstance(error, MlflowException)
+            and (isinstance(error.__cause__, requests.RequestException) or "API request to" in said)
+            and not _STATUS.search(said)
+        ):
             way_out = "Check MLFLOW_TRACKING_URI and that it runs; what was read before can be used offline."
-            return Unreachable(place, f"{self.tracking} cannot be reached ({said})", way_out)
-        return BrokenOff(place, f"{self.tracking} broke off ({said})", "Run again; what was read is kept.")
+            return Trouble(Unreachable(place, f"{self.tracking} cannot be reached ({said})", way_out), again=True)
+        if not isinstance(error, MlflowException):
+            return None
+        status = int(found[1]) if (found := _STATUS.search(said)) else error.get_http_status_code()
+        if status in (401, 403):
+            way_out = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+            return Trouble(WorldFailed(place, f"{self.tracking} refuses to be read ({said})", way_out), again=False)
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+            return Trouble(self.uri.bad(f"has a filter that MLflow refuses ({said})", "Correct ?filter=."), again=False)
+        problem = f"{self.tracking} failed ({said})"
+        return Trouble(WorldFailed(place, problem, "Run again later; see its log."), status >= 500 or status == 429)
 
 
-def _exchange(trace: Any) -> tuple[Any, Any]:
-    """Request and response of a trace: the root's, where it is a chat completion, else its last call's.
+# How the client tells of an answer that is none of MLflow's own.
+_STATUS = re.compile(r"(?:failed with error code|too many) (\d{3})\b")
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _exchange(spans: list[Any]) -> tuple[Any, Any]:
+    """Request and response of a trace's spans: the root's, where it is a chat completion, else its last call's.
 
     The last call of an agent's trace holds the conversation up to the answer that people rated.
     """
-    spans = sorted(trace.data.spans, key=lambda span: span.start_time_ns)
     root = next((span for span in spans if span.parent_id is None), None)
     for span in [root, *reversed(spans)]:
         if span is not None and _has(span.inputs, "messages") and _has(span.outputs, "choices"):
@@ -186,7 +243,7 @@ def _verdict(assessments: list[Any], name: str | None) -> list[str]:
     return list(said.values())
 
 
-def _aside(info: Any, request: Any, verdict: list[str]) -> str | None:
+def _aside(info: Any, verdict: list[str]) -> str | None:
     state = info.state.value if hasattr(info.state, "value") else str(info.state)
     if state == "IN_PROGRESS":
         return NOT_FINISHED
@@ -196,4 +253,4 @@ def _aside(info: Any, request: Any, verdict: list[str]) -> str | None:
         return DISLIKED
     if "up" not in verdict:
         return UNCLEAR if verdict else NO_FEEDBACK
-    return NOT_A_CHAT if request is None else None
+    return None

@@ -177,8 +177,8 @@ def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 class Proxy:
     """A TCP proxy on the loopback that can break off or stall what a server sends.
 
-    `sent`: bytes that the server has sent so far. `fail(how, after, times)`: each of the next connections, `times` of
-    them, is dropped or stalled once it has brought `after` bytes more.
+    `sent`: bytes that the server has sent so far. `fail(how, after, times)`: open connections are cut, and each of the
+    next ones, `times` of them, is dropped or stalled once it has brought `after` bytes.
     """
 
     def __init__(self, port: int) -> None:
@@ -194,13 +194,19 @@ class Proxy:
 
     def fail(self, how: str, after: int, times: int = 1) -> None:
         self._faults = [(how, after)] * times
+        self._cut()
 
     def close(self) -> None:
         self._released.set()
-        for one in [self._listener, *self._open]:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._cut()
+
+    def _cut(self) -> None:
+        while self._open:
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                self._open.pop().shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
