@@ -20,16 +20,21 @@ def candidates(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonO
     """Every registered candidate with its scores and verdict, newest first."""
     loaded, _ = load(recipe, changes)
     prepare()
+    from tasks.gate import year
     from tasks.registry import candidates as registered
+    from tasks.registry import nights
+    from tasks.store import Store
 
-    found = registered(loaded)
+    found, left = registered(loaded), year(loaded, Store.open(), nights(loaded.name))
 
     def say() -> None:
         from flows.tables import candidates_table
 
         terminal().print(candidates_table(found) if found else f"{loaded.registered_model} has no versions yet")
+        print(left)
 
-    return {"model": loaded.registered_model, "candidates": [c.model_dump(mode="json") for c in found]}, say
+    told = [candidate.model_dump(mode="json") for candidate in found]
+    return {"model": loaded.registered_model, "candidates": told, "year": left.model_dump()}, say
 
 
 @app.command()
@@ -101,11 +106,13 @@ def report(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOptio
     loaded, _ = load(recipe, changes)
     prepare()
     from tasks.errors import Refused
+    from tasks.gate import year
     from tasks.registry import Report, nights
     from tasks.store import Store
 
     store = Store.open()
     past = nights(loaded.name)
+    left = year(loaded, store, past)
     if not past:
         raise Refused(f"{loaded.name} has had no night yet. `nightowl run {recipe}` is one.")
     judged = {address for night in past for address in night.verdicts}
@@ -116,11 +123,13 @@ def report(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOptio
         from flows.tables import nights_table
 
         terminal().print(nights_table(past))
+        print(left)
         if pages:
             print((store.folder(pages[-1]) / "report.md").read_text(encoding="utf-8"))
             print(page)
 
-    return {"nights": [night.model_dump(mode="json") for night in past], "report": page}, say
+    told = [night.model_dump(mode="json") for night in past]
+    return {"nights": told, "report": page, "year": left.model_dump()}, say
 
 
 @app.command()

@@ -12,7 +12,7 @@ from tasks.evaluation import Scores, Verdict
 from tasks.gate import gate
 from tasks.recipe import Recipe
 from tasks.register import champion_adapter
-from tasks.registry import Champion, Night
+from tasks.registry import Champion, Night, nights
 from tasks.store import Store
 from tasks.training import Adapter
 
@@ -37,7 +37,7 @@ def score_models(recipe: Recipe, data: Data, models: dict[str, Adapter | None], 
 @task(name="gate", cache_policy=NO_CACHE)
 def judge(recipe: Recipe, scores: dict[str, Scores]) -> Verdict:
     reference = scores.get("champion", scores["base"])
-    return gate(recipe, scores["base"], reference, scores["candidate"], Store.open())
+    return gate(recipe, scores["base"], reference, scores["candidate"], Store.open(), nights(recipe.name))
 
 
 @flow(name="evaluate", flow_run_name="evaluate: {recipe.name}")

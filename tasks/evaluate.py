@@ -45,7 +45,8 @@ def evaluate(
     whose base is not in the store, WorldFailed when the evaluation's process fails.
     """
     test = store.folder(mixture) / "test.parquet"
-    items: dict[str, pl.DataFrame] = {suite.name: suite_items(test, suite) for suite in recipe.evaluation.suites}
+    turn = mixture.splits["test"].digest if recipe.evaluation.rotate else ""
+    items: dict[str, pl.DataFrame] = {suite.name: suite_items(test, suite, turn) for suite in recipe.evaluation.suites}
     by_address = {adapter.address: adapter for adapter in adapters}
     wanted: list[str | None] = [None, *by_address]
     models: list[Model] = [

@@ -16,6 +16,7 @@ from tasks.conversations import Conversations
 from tasks.doctor import GIB, MIN_FREE_DISK, MIN_FREE_MEMORY, free_memory
 from tasks.evaluation import Verdict
 from tasks.fetch import base_inputs, source_inputs
+from tasks.gate import year
 from tasks.mix import mixture_inputs
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
@@ -100,7 +101,8 @@ def _after(recipe: Recipe, mixture: TokenisedMixture | None, adapter: Adapter | 
     yield _stage("train", adapter, f"{method}, {adapter.steps} steps" if adapter else method)
     judged = [verdict for verdict in store.all(Verdict) if adapter and verdict.candidate == adapter.address]
     suites = ", ".join(f"{suite.name} ({suite.role})" for suite in recipe.evaluation.suites)
-    yield _stage("evaluate and gate", judged or None, f"{judged[-1].decision}: {suites}" if judged else suites)
+    said = f"{judged[-1].decision}: {suites}" if judged else f"{suites}; {year(recipe, store)}"
+    yield _stage("evaluate and gate", judged or None, said)
 
 
 def _needs(base: BaseSnapshot | None, adapter: Adapter | None, store: Store) -> Iterator[Need]:

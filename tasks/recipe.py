@@ -279,6 +279,9 @@ class Evaluation(Part):
     """The suites; at least one target."""
     batch_size: int = Field(16, ge=1, le=1024)
     """Prompts generated together."""
+    rotate: bool = True
+    """Draw a suite's items anew from the held-out split whenever that has changed, so that no test set is worn out;
+    false: keep to the same items, which spares evaluating the champion on new ones."""
 
     @model_validator(mode="after")
     def _has_a_target(self) -> Self:
@@ -293,8 +296,10 @@ class Evaluation(Part):
 class Gate(Part):
     """When a candidate is let out."""
 
+    year_error: float = Field(0.04, gt=0, le=0.5)
+    """Chance that any 365 days of nights promote a candidate that is no better than its champion."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Two-sided confidence of the intervals that decide."""
+    """Two-sided confidence of the intervals that are shown, that guards are held to, and that call a model worse."""
     min_items: int = Field(20, ge=2)
     """Fewest paired items a suite needs before the gate reads anything into it."""
 

@@ -1,23 +1,33 @@
 """Evaluation: suites, the models they run on, and what the scores say."""
 
+from tasks.evaluation.explanation import explanation
 from tasks.evaluation.items import items_digest, suite_items
 from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
-from tasks.evaluation.schema import Comparison, Scores, SuiteScore, Verdict
+from tasks.evaluation.schema import Comparison, Reason, Scores, SuiteScore, Verdict
 from tasks.evaluation.suites import SUITES
-from tasks.evaluation.verdict import Items, compare, decide, reasons
+from tasks.evaluation.verdict import Items, amount, comparable, compare, decide, reasons
+from tasks.evaluation.year import Budget, Ledger, Spent, budget
 
 __all__ = [
     "SUITES",
+    "Budget",
     "Comparison",
     "Items",
     "Job",
+    "Ledger",
     "ModelJob",
+    "Reason",
     "Scores",
+    "Spent",
     "SuiteJob",
     "SuiteScore",
     "Verdict",
+    "amount",
+    "budget",
+    "comparable",
     "compare",
     "decide",
+    "explanation",
     "items_digest",
     "reasons",
     "run",

@@ -1,7 +1,10 @@
 """Which held-out conversations are a suite's items.
 
-Items are taken in the order of their row ids. A row id is a hash of the content, so the order says
-nothing about a row, and as data grows most of last night's items are tonight's as well.
+A row id is a hash of the content, so its order says nothing about a row. Items are the first ones in that order,
+counted from a place that `turn` gives (row ids exclusive-or the turn's digest). With one turn, most of last night's
+items are tonight's as well as data grows. A turn for each state of the held-out split draws a new sample whenever
+something came in: of ten times as many held-out rows as items, nine in ten are then new, and no candidate is tuned to
+what it will meet. Where the split holds no more rows than the suite takes, all are items on every turn.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ from tasks.errors import BadInput
 from tasks.recipe import Suite
 from tasks.store import digest
 
+_DIGITS = 15  # hex digits of a row id that fit an i64
 
-def suite_items(test: Path, suite: Suite) -> pl.DataFrame:
+
+def suite_items(test: Path, suite: Suite, turn: str = "") -> pl.DataFrame:
     """A suite's items: row_id, messages, tools; at most `suite.items` rows of the mixture's test split.
 
     Raises BadInput where the split holds no conversation of the suite's kind.
     """
     rows = pl.scan_parquet(test)
-    ids = rows.filter(pl.col("kind") == suite.kind).select(pl.col("row_id").unique().sort().head(suite.items))
     # Two passes: ids alone are sorted, so ten million long rows never sit in memory together.
-    chosen = ids.collect()
+    place = pl.col("row_id").str.head(_DIGITS).str.to_integer(base=16) ^ (
+        int(digest(turn)[:_DIGITS], 16) if turn else 0
+    )
+    ids = rows.filter(pl.col("kind") == suite.kind).select(pl.col("row_id").unique())
+    chosen = ids.with_columns(place=place).sort("place", "row_id").head(suite.items).collect()
     if chosen.is_empty():
         raise BadInput(
             f"evaluation.suites.{suite.name}.kind",

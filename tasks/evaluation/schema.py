@@ -49,7 +49,9 @@ class Comparison(BaseModel):
     """Candidate against reference on one suite, paired by item.
 
     `difference` is candidate minus reference, signed so that positive is better; `low` and `high`
-    bound it at the gate's confidence; `p` tests that there is no difference.
+    bound it at the gate's confidence; `p` tests that there is no difference, two-sided. `level`: the night's, which
+    half of a target's p must not exceed. `detectable`: the true difference that this night sees 8 times in 10; None
+    where there are too few items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,10 +72,28 @@ class Comparison(BaseModel):
     wins: int
     losses: int
     outcome: Outcome
+    level: float | None = None
+    detectable: float | None = None
+
+
+class Reason(BaseModel):
+    """One reason of a verdict, for programs: what was found (`code`), where, its numbers, and the same in words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: Literal["better", "not worse", "worse", "cannot tell", "too few items", "other base", "level"]
+    suite: str | None = None
+    numbers: dict[str, float] = {}
+    text: str
 
 
 class Verdict(Manifest):
-    """What the gate said of a candidate, and why. `champion` is an adapter's address, None: the base."""
+    """What the gate said of a candidate, and why. `champion` is an adapter's address, None: the base.
+
+    `findings`: the reasons with their numbers; `level`: what this hypothesis spent of the year's error (one-sided);
+    `left` and `hypotheses`: what is left of the budget after it, as a share, and how many the last 365 days have seen;
+    `asked_at`: when it was entered, UTC. Files: `verdict.md`, one page for people.
+    """
 
     kind = "verdict"
 
@@ -82,3 +102,8 @@ class Verdict(Manifest):
     decision: Decision
     reasons: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+    findings: tuple[Reason, ...] = ()
+    level: float | None = None
+    left: float | None = None
+    hypotheses: int | None = None
+    asked_at: str = ""

@@ -224,6 +224,9 @@ class Night(Run):
         """Record what the gate said: the numbers as metrics, the whole of it by candidate as a tag."""
         told = {
             "decision": verdict.decision,
+            "address": verdict.address,
+            "level": verdict.level,
+            "asked_at": verdict.asked_at,
             "reasons": list(verdict.reasons),
             "against": verdict.champion or BASE,
             "suites": {

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 
 from tasks.errors import BadInput
 from tasks.evaluation import Scores, SuiteScore, Verdict
-from tasks.gate import gate
+from tasks.gate import gate, year
 from tasks.recipe import Recipe, load
+from tasks.registry import NightRecord
 from tasks.store import Store
 
 Made = Mapping[str, Sequence[float]]
@@ -69,8 +72,8 @@ def test_a_first_adapter_that_learned_is_promoted(store: Store, recipe: Recipe) 
         "chat_format": "not worse",
         "held_out_loss": "not worse",
     }
-    assert len(verdict.reasons) == 4
-    assert (store.folder(verdict) / "verdict.md").read_text().startswith("# Promote")
+    assert len(verdict.reasons) == 5
+    assert (store.folder(verdict) / "verdict.md").read_text().startswith("# Promote\n\nThe candidate is better")
     assert gate(recipe, base, base, candidate, store) == verdict
     assert len(store.all(Verdict)) == 1
 
@@ -115,3 +118,52 @@ def test_what_cannot_be_decided_is_refused(store: Store, recipe: Recipe) -> None
     with pytest.raises(BadInput, match=r"evaluation\.suites\.final_answer.*without this suite"):
         gate(recipe, base, champion, partial, store)
     assert store.all(Verdict) == []
+
+
+def test_each_hypothesis_of_a_year_spends_once(store: Store, recipe: Recipe) -> None:
+    base = scores(store, None, BASE)
+    first, second = (
+        gate(
+            recipe,
+            base,
+            base,
+            scores(store, name * 64, {**GOOD, "tool_call": [0] * number + [1] * (64 - number)}),
+            store,
+        )
+        for number, name in enumerate("ab")
+    )
+    assert first.level is not None
+    assert second.level == pytest.approx(0.9 * first.level, rel=1e-3)
+    assert (first.hypotheses, second.hypotheses) == (1, 2)
+    assert first.findings[-1].numbers["level"] == first.level
+    left = year(recipe, store)
+    assert (left.hypotheses, left.level) == (2, pytest.approx(0.9 * second.level, rel=1e-3))
+    # The store has lost a verdict, the ledger has not: the night gets the same answer at the same level.
+    shutil.rmtree(store.folder(first))
+    again = gate(recipe, base, base, scores(store, "a" * 64, GOOD | {"tool_call": [1] * 64}), store)
+    assert (again.address, again.level, again.comparisons) == (first.address, first.level, first.comparisons)
+    assert year(recipe, store).hypotheses == 2
+
+
+def test_a_night_that_only_mlflow_knows_counts(store: Store, recipe: Recipe) -> None:
+    base = scores(store, None, BASE)
+    told = {"address": "f" * 64, "level": 1e-4, "asked_at": datetime.now(UTC).isoformat(), "decision": "keep"}
+    night = NightRecord(
+        run_id="r",
+        recipe="demo",
+        started="",
+        seconds=1,
+        status="FINISHED",
+        outcome="kept",
+        reason="",
+        verdicts={"d": told},
+    )
+    old = night.model_copy(update={"verdicts": {"e": {"decision": "keep"}}})  # from before there were levels
+    assert gate(recipe, base, base, scores(store, "a" * 64, GOOD), store, [night, old]).hypotheses == 2
+
+
+def test_what_is_refused_spends_nothing(store: Store, recipe: Recipe) -> None:
+    base = scores(store, None, BASE)
+    with pytest.raises(BadInput):
+        gate(recipe, base, base, scores(store, "a" * 64, {"tool_call": [1] * 64}), store)
+    assert year(recipe, store).hypotheses == 0

@@ -16,7 +16,7 @@ from tasks.errors import BadInput, WorldFailed
 from tasks.evaluate import evaluate
 from tasks.evaluation import Scores
 from tasks.gate import gate
-from tasks.mixture import TokenisedMixture
+from tasks.mixture import Split, TokenisedMixture
 from tasks.recipe import Recipe, parse
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
@@ -65,7 +65,8 @@ def made_mixture(store: Store, rows: pl.DataFrame) -> TokenisedMixture:
     def build(work: Path) -> dict[str, Any]:
         rows.write_parquet(work / "test.parquet")
         fields: dict[str, Any] = {"rows_in": rows.height, "rows_out": rows.height, "set_aside": {}, "recipe": "tiny"}
-        return fields | {"splits": {}, "shares": {}, "chat_template": "", "tokenizer": ""}
+        held_out = Split(rows=rows.height, tokens=0, supervised_tokens=0, digest=str(rows.height))
+        return fields | {"splits": {"test": held_out}, "shares": {}, "chat_template": "", "tokenizer": ""}
 
     return store.make(TokenisedMixture, {"rows": rows["row_id"].to_list()}, build)[0]
 

@@ -34,3 +34,17 @@ def test_a_kind_without_conversations_is_an_error(rows: Callable[[int], pl.DataF
     rows(3).filter(pl.col("kind") != "tool").write_parquet(file)
     with pytest.raises(BadInput, match=r"evaluation\.suites\.tool_call\.kind"):
         suite_items(file, TOOL)
+
+
+def test_each_turn_draws_anew_where_there_is_more_than_enough(
+    rows: Callable[[int], pl.DataFrame], tmp_path: Path
+) -> None:
+    file = tmp_path / "test.parquet"
+    rows(400).write_parquet(file)
+    drawn = [set(suite_items(file, TOOL, f"state {n}")["row_id"]) for n in range(20)]
+    assert all(len(ids) == 20 for ids in drawn)
+    assert suite_items(file, TOOL, "state 3").equals(suite_items(file, TOOL, "state 3"))
+    met_again = [len(drawn[0] & ids) for ids in drawn[1:]]
+    assert sum(met_again) / len(met_again) < 4  # one in twenty, and as many as there are where two turns lie together
+    few = [suite_items(file, TOOL.model_copy(update={"items": 400}), f"state {n}") for n in range(2)]
+    assert few[0].equals(few[1])

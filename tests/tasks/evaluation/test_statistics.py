@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tasks.evaluation.statistics import difference, tango_interval
+from tasks.evaluation.statistics import difference, mcnemar_p, sign_flip_p, tango_interval
 
 
 def paired(generator: np.random.Generator, size: tuple[int, ...], win: float, lose: float) -> np.ndarray:
@@ -138,3 +138,32 @@ def test_what_is_detectable_is_detected_8_times_in_10() -> None:
 def test_too_few_or_broken_differences_are_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="two finite"):
         difference(bad, 0.95)
+
+
+@pytest.mark.parametrize("groups", [19, 40, 100, 1000])
+def test_tail_of_random_signs_against_the_binomial(groups: int) -> None:
+    for wins in range(groups // 2, groups + 1, max(1, groups // 12)):
+        signs = np.ones(groups)
+        signs[wins:] = -1
+        assert float(sign_flip_p(signs)) == pytest.approx(mcnemar_p(wins, groups - wins), rel=0.04)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize("whole", [True, False])
+def test_tail_of_random_signs_against_all_of_them(shift: float, whole: bool) -> None:
+    """22 groups of unequal weight, whole numbers (clustered right-or-wrong) or not (losses)."""
+    rows = np.random.default_rng(4).normal(2 * shift, 2, size=(3, 22))
+    rows = np.rint(rows) if whole else rows
+    for row, p in zip(rows, sign_flip_p(rows), strict=True):
+        totals = np.zeros(1)
+        for value in row:
+            totals = np.concatenate([totals + value, totals - value])
+        assert p == pytest.approx(np.mean(np.abs(totals) >= abs(row.sum()) - 1e-9), rel=0.1)
+
+
+def test_exact_test_of_pairs() -> None:
+    from scipy.stats import binomtest
+
+    for wins, losses in ((0, 0), (1, 0), (10, 0), (7, 3), (50, 50), (400, 300)):
+        expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+        assert mcnemar_p(wins, losses) == mcnemar_p(losses, wins) == pytest.approx(expected)
