@@ -27,7 +27,7 @@ from tasks.evaluation import (
     comparable,
     compare,
     decide,
-    explanation,
+    explain,
     reasons,
 )
 from tasks.recipe import Recipe
@@ -86,7 +86,7 @@ def gate(
         comparisons = tuple(compare(suite, *models, **settings, level=spent.level) for suite in suites)
         decision = decide(comparisons)
         why = (*_other_base(reference, candidate), *reasons(comparisons, **settings), _level(spent, left))
-        write_whole(work / "verdict.md", explanation(decision, reference.adapter, comparisons, why, left))
+        write_whole(work / "verdict.md", explain(decision, reference.adapter, comparisons, why, left))
         return {
             "candidate": candidate.adapter,
             "champion": reference.adapter,

@@ -1,6 +1,6 @@
 """Evaluation: suites, the models they run on, and what the scores say."""
 
-from tasks.evaluation.explanation import explanation
+from tasks.evaluation.explanation import explain
 from tasks.evaluation.items import items_digest, suite_items
 from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
 from tasks.evaluation.schema import Comparison, Reason, Scores, SuiteScore, Verdict
@@ -27,7 +27,7 @@ __all__ = [
     "comparable",
     "compare",
     "decide",
-    "explanation",
+    "explain",
     "items_digest",
     "reasons",
     "run",

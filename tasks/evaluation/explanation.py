@@ -16,7 +16,7 @@ _SAYS = {
 }
 
 
-def explanation(
+def explain(
     decision: Decision, champion: str | None, comparisons: Sequence[Comparison], why: Sequence[Reason], left: Budget
 ) -> str:
     """Markdown, one page."""

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tasks.errors import BadInput
-from tasks.evaluation import Budget, Comparison, Items, Scores, SuiteScore, compare, decide, explanation, reasons
+from tasks.evaluation import Budget, Comparison, Items, Scores, SuiteScore, compare, decide, explain, reasons
 from tasks.evaluation.statistics import counted
 from tasks.evaluation.verdict import outcome
 from tasks.recipe import Suite
@@ -164,7 +164,7 @@ def test_the_page_is_for_people() -> None:
         (LOSS, ([2.0] * 64, [2.0] * 64, [1.9, 2.0] * 32)),
     )]  # fmt: skip
     left = Budget(year_error=0.04, level=0.0005, left=0.9, spent=0.1, hypotheses=1)
-    page = explanation("cannot tell", None, entries, reasons(entries, **SETTINGS), left)
+    page = explain("cannot tell", None, entries, reasons(entries, **SETTINGS), left)
     assert page.startswith("# Cannot tell\n\nThe evidence does not suffice, either way. The base model stays.")
     assert "| tool_call | better | 0 % | 98.4 % | +98.4 | better |" in page
     assert "| held_out_loss | within 0.100 nats per token | 2 | 1.95 | +0.05 | not worse |" in page
