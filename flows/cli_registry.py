@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,8 +102,46 @@ def rollback(
 
 @app.command()
 @answers
-def report(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
-    """The nights of a recipe, newest first, and the page of the last verdict; exit code 1 where there was no night."""
+def report(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or a preset by name (demo).")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Instead: what contains a source, by URI (hf://org/name@commit) or by name.")
+    ] = None,
+    row: Annotated[str | None, typer.Option(help="Instead: what contains a conversation, by its row_id.")] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> Any:
+    """The nights of a recipe, newest first, and the page of the last verdict; exit code 1 where there was no night.
+
+    With --source or --row: the mixtures, adapters, versions and champions of all recipes that contain it.
+    """
+    from tasks.errors import BadInput
+
+    given = [name for name, value in (("RECIPE", recipe), ("--source", source), ("--row", row)) if value is not None]
+    if len(given) != 1:
+        raise BadInput("report", " ".join(given), "is not one of RECIPE, --source and --row", "Give one of them.")
+    if recipe is not None:
+        return _nights(recipe, changes)
+    prepare()
+    from tasks.registry import containing_row, containing_source
+    from tasks.store import Store
+
+    found = containing_source(source) if source is not None else containing_row(row or "", Store.open())
+
+    def say() -> None:
+        from flows.tables import holders_table
+
+        terminal().print(holders_table(found))
+        if found.not_looked_into:
+            count = len(found.not_looked_into)
+            print(f"not looked into: {count} mixtures that are in MLflow and not in this store; see --json")
+
+    return found.model_dump(mode="json"), say
+
+
+def _nights(recipe: str, changes: list[str] | None) -> Any:
     loaded, _ = load(recipe, changes)
     prepare()
     from tasks.errors import Refused
@@ -158,6 +197,31 @@ def reproduce(
 
     told = {"model": found.model, "version": found.version, "same": made.same, **made.model_dump(mode="json")}
     return {**told, "exit_code": 0 if made.same else 1}, say
+
+
+@app.command()
+@answers
+def export(
+    recipe: RecipeArgument,
+    version: VersionOrAlias,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; absent or empty.")],
+    to: Annotated[str, typer.Option(help="vllm: adapter and command; merged: 16-bit weights; gguf: for llama.cpp.")],
+    as_json: JsonOption = False,
+) -> Any:
+    """Write a version in the form that a server takes: whole, or not at all."""
+    found = _version(recipe, version)
+    from tasks.export import export as write
+    from tasks.store import Store
+
+    made = write(found, to, out, Store.open())
+
+    def say() -> None:
+        for name, size in made.files.items():
+            print(f"{size / 1e6:9.2f} MB  {name}")
+        parity = f", logits within {made.parity:.1e} of the adapter's" if made.parity is not None else ""
+        print(f"{found.model} version {found.version}: {made.folder}{parity}")
+
+    return {"model": found.model, "version": found.version, **made.model_dump(mode="json")}, say
 
 
 def _version(recipe: str, version: str) -> Version:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.conversations import Conversations
-from tasks.registry import Candidate, NightRecord
+from tasks.registry import Candidate, Holders, NightRecord
 from tasks.reproduce import Reproduction
 
 _STYLE = {"critical": "red", "warning": "yellow", "info": "dim"}
@@ -66,4 +66,25 @@ def reproduction_table(made: Reproduction) -> Table:
     for parts, style in ((made.circumstances, "yellow"), (made.outcome, "bold red")):
         for part in parts:
             table.add_row(part.name, Text(part.state, style="" if part.state == "same" else style), Text(part.told))
+    return table
+
+
+def holders_table(found: Holders) -> Table:
+    """What contains a source or a row: versions first, since they are what may be in use."""
+    table = Table(title=f"contains {found.asked}", title_justify="left")
+    for head in ("what", "which", "since", "detail"):
+        table.add_column(head)
+    for version in found.versions:
+        reigns = ", ".join(f"champion {r.since[:16]} to {(r.until or 'now')[:16]}" for r in version.reigns)
+        style = "bold red" if "champion" in version.aliases else ""
+        name = Text(f"{version.model} {version.version}", style=style)
+        detail = f"adapter {version.adapter[:12]}; {reigns or 'never champion'}"
+        table.add_row("version", name, ", ".join(version.aliases), detail)
+    for adapter in found.adapters:
+        table.add_row("adapter", adapter.address[:12], adapter.made_at[:16], f"mixture {adapter.mixture[:12]}")
+    for mixture in found.mixtures:
+        where = f"splits {', '.join(mixture.splits)}; " if mixture.splits else ""
+        table.add_row("mixture", mixture.address[:12], mixture.made_at[:16], f"{where}{len(mixture.runs)} runs")
+    if not table.rows:
+        table.add_row("nothing", "", "", "no mixture, adapter or version contains it")
     return table

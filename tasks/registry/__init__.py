@@ -3,14 +3,13 @@
 from tasks.registry.bundle import base_reference, pack
 from tasks.registry.card import markdown_table, model_card, score_table
 from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, shown, suite_rows
+from tasks.registry.forward import Holders, containing_row, containing_source
 from tasks.registry.journal import Decision, alias_version, ensure_model, move, moves
 from tasks.registry.lineage import (
     Snapshots,
     code_tags,
     code_version,
     compact,
-    containing_row,
-    containing_source,
     mixture_tags,
     pinned,
     source_names,
@@ -21,13 +20,25 @@ from tasks.registry.page import Story, graph, page
 from tasks.registry.record import Record, libraries, make_record, read_record
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
 from tasks.registry.tracking import answers, client, tracking_uri
-from tasks.registry.versions import candidates, champion, create, find, get, lineage_of, log_model, log_scores, named
+from tasks.registry.versions import (
+    candidates,
+    champion,
+    create,
+    download_adapter,
+    find,
+    get,
+    lineage_of,
+    log_model,
+    log_scores,
+    named,
+)
 
 __all__ = [
     "BASE",
     "Candidate",
     "Champion",
     "Decision",
+    "Holders",
     "Move",
     "Night",
     "NightOutcome",
@@ -52,6 +63,7 @@ __all__ = [
     "containing_row",
     "containing_source",
     "create",
+    "download_adapter",
     "ensure_model",
     "find",
     "get",

@@ -1,13 +1,11 @@
-"""Lineage: what a version, a run and a data set say of where they came from, and the way back.
+"""Lineage: what a version, a run and a data set say of where they came from.
 
-Backward: everything is on the version (tags) and on its training run (inputs). Forward: every version
-carries one tag a source commit, named by the digest of the commit, so that "which adapters contain it" is one
-query of the registry; rows are looked up in the mixtures of the store.
+Backward: everything is on the version (tags) and on its training run (inputs). Forward: versions and runs name their
+sources in one tag, which `forward.py` searches.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import tomllib
@@ -17,17 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from tasks.conversations import Conversations
-from tasks.errors import BadInput
 from tasks.mixture import TokenisedMixture
-from tasks.registry.tracking import answers, client, pages
 from tasks.sources import Snapshot
-from tasks.store import Store, digest, file_digest
+from tasks.store import digest, file_digest
 
 Snapshots = Sequence[Snapshot] | Mapping[str, Snapshot]
 _ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCES_TAG = "nightowl.sources"
 _DIGEST = 36  # characters of a data set's digest that MLflow keeps
 
 
@@ -75,11 +70,6 @@ def pinned(uri: str, revision: str) -> str:
     return f"{scheme}{separator}{place}@{revision}{question}{query}"
 
 
-def contains_tag(source: str) -> str:
-    """The name of the tag that a version carries for a pinned source."""
-    return f"nightowl.contains.{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-
-
 def source_names(snapshots: Snapshots, conversations: Sequence[Conversations]) -> dict[str, Snapshot]:
     """Snapshots by the name their source has in the recipe, or by uri where nothing says."""
     if isinstance(snapshots, Mapping):
@@ -89,13 +79,9 @@ def source_names(snapshots: Snapshots, conversations: Sequence[Conversations]) -
 
 
 def source_tags(snapshots: Snapshots, conversations: Sequence[Conversations]) -> dict[str, str]:
-    """What a version says of its sources."""
-    tags = {}
-    for name, snapshot in source_names(snapshots, conversations).items():
-        source = pinned(snapshot.uri, snapshot.revision)
-        tags[f"nightowl.source.{name}"] = source
-        tags[contains_tag(source)] = source
-    return tags
+    """What a version and a run say of their sources: a line a source, its name and where it is pinned."""
+    named = source_names(snapshots, conversations)
+    return {SOURCES_TAG: "\n".join(f"{name} {pinned(s.uri, s.revision)}" for name, s in sorted(named.items()))}
 
 
 def mixture_tags(mixture: TokenisedMixture) -> dict[str, str]:
@@ -169,62 +155,3 @@ def _dataset(
     labels = [InputTag("mlflow.data.context", context)]
     labels += [InputTag(f"nightowl.{key}", value[:500]) for key, value in tags.items()]
     return DatasetInput(dataset=dataset, tags=labels)
-
-
-def containing_source(source: str) -> list[dict[str, Any]]:
-    """Registered versions, over all models, that were trained on a pinned source (`hf://org/name@commit`).
-
-    Newest first: model, version, adapter, mixture, base and aliases. Raises BadInput for a source without its commit
-    and WorldFailed when MLflow does not answer.
-    """
-    head = source.partition("?")[0].partition("://")[2]
-    if "@" not in head:
-        raise BadInput("--source", source, "names no commit", "Give it as the report shows it: hf://org/name@commit.")
-    mlflow = client()
-    with answers():
-        query = f"tags.`{contains_tag(source)}` LIKE '%'"
-        return _described(mlflow, list(pages(mlflow.search_model_versions, filter_string=query)))
-
-
-def containing_row(row_id: str, store: Store) -> list[dict[str, Any]]:
-    """Mixtures of the store that hold a conversation, each with the split it is in and the versions trained on it.
-
-    A row that was held out (split test or validation) is found as well: it was not trained on, but it is there.
-    """
-    found = []
-    mlflow = client()
-    for mixture in store.all(TokenisedMixture):
-        folder = store.folder(mixture)
-        splits = [name for name in mixture.splits if _holds(folder / f"{name}.parquet", row_id)]
-        if not splits:
-            continue
-        with answers():
-            query = f"tags.`nightowl.mixture` = '{mixture.address}'"
-            versions = _described(mlflow, list(pages(mlflow.search_model_versions, filter_string=query)))
-        found.append({"mixture": mixture.address, "splits": splits, "made_at": mixture.made_at, "versions": versions})
-    return found
-
-
-def _holds(split: Path, row_id: str) -> bool:
-    """Whether a split has a row; reads that one column, and only row groups whose range can hold it."""
-    rows = pl.scan_parquet(split).filter(pl.col("row_id") == row_id).select("row_id").head(1)
-    return not rows.collect().is_empty()
-
-
-def _described(mlflow: Any, entries: list[Any]) -> list[dict[str, Any]]:
-    aliases: dict[tuple[str, int], list[str]] = {}
-    for model in {entry.name for entry in entries}:
-        for alias, version in mlflow.get_registered_model(model).aliases.items():
-            aliases.setdefault((model, int(version)), []).append(alias)
-    described = [
-        {
-            "model": entry.name,
-            "version": int(entry.version),
-            "aliases": sorted(aliases.get((entry.name, int(entry.version)), [])),
-            "adapter": entry.tags["nightowl.adapter"],
-            "mixture": entry.tags["nightowl.mixture"],
-            "base": entry.tags["nightowl.base"],
-        }
-        for entry in entries
-    ]
-    return sorted(described, key=lambda entry: (entry["model"], -entry["version"]))

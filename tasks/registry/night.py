@@ -104,6 +104,12 @@ class Run:
         if datasets:
             with answers():
                 self.mlflow.log_inputs(self.id, datasets)
+        self.tags(
+            {
+                **(lineage.source_tags(snapshots, conversations) if snapshots else {}),
+                **({"nightowl.mixture": mixture.address} if mixture else {}),
+            }
+        )
 
     def made(self, manifest: Manifest) -> None:
         """Say what this run left in the store; an adapter brings its training figures along."""

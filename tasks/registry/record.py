@@ -17,7 +17,7 @@ from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
 from tasks.registry.lineage import Snapshots, code_version, source_names
 from tasks.registry.schema import Version
-from tasks.registry.tracking import answers, client, error_code
+from tasks.registry.tracking import download
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.training import Adapter
 
@@ -72,20 +72,12 @@ def read_record(version: Version) -> Record:
     Raises BadInput for a version without one, or with one that this code cannot read; WorldFailed when MLflow does
     not answer.
     """
-    client()
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    with answers(), tempfile.TemporaryDirectory(prefix="nightowl-") as folder:
-        try:
-            path = mlflow.artifacts.download_artifacts(f"{version.uri}/{RECORD}", dst_path=folder)
-            text = Path(path).read_bytes()
-        except (MlflowException, OSError) as error:
-            if isinstance(error, MlflowException) and error_code(error) not in _ABSENT:
-                raise
-            raise BadInput(
-                "VERSION", version.version, f"of {version.model} has no {RECORD}", "Choose a later version."
-            ) from error
+    with tempfile.TemporaryDirectory(prefix="nightowl-") as folder:
+        path = download(f"{version.uri}/{RECORD}", Path(folder))
+        if path is None:
+            problem = f"of {version.model} has no {RECORD}"
+            raise BadInput("VERSION", version.version, problem, "Choose a later version.")
+        text = path.read_bytes()
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
@@ -97,9 +89,6 @@ def read_record(version: Version) -> Record:
             f"is not what this code reads ({first['msg']})",
             "Check out the code that wrote it: `nightowl candidates` and MLflow's tag nightowl.code name it.",
         ) from error
-
-
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
 def libraries() -> dict[str, str]:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -74,6 +75,24 @@ def answers() -> Iterator[None]:
             f"MLflow did not do it ({first_line})",
             "Check that the tracking server runs and its disk has space, or unset MLFLOW_TRACKING_URI to use the home.",
         ) from error
+
+
+def download(uri: str, folder: Path) -> Path | None:
+    """A file or folder of MLflow's artifacts into `folder`; None where there is no such thing."""
+    client()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with answers():
+        try:
+            path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        except FileNotFoundError:
+            return None
+        except MlflowException as error:
+            if error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                return None
+            raise
+    return path if path.exists() else None
 
 
 def error_code(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -11,11 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import WorldFailed
 from tasks.recipe import Recipe
 from tasks.registry.journal import alias_version
 from tasks.registry.record import RECORD, Record
 from tasks.registry.schema import Candidate, Champion, Version
-from tasks.registry.tracking import answers, client, error_code, pages
+from tasks.registry.tracking import answers, client, download, error_code, pages
 from tasks.store import write_whole
 
 _MODEL_FILE = Path(__file__).with_name("adapter_model.py")
@@ -97,6 +99,15 @@ def create(
     link = json.dumps([{"name": model, "version": str(made.version)}])
     mlflow.set_logged_model_tags(model_id, {"mlflow.modelVersions": link, **_for_logged_model(tags)})
     return Version(model=model, version=int(made.version), adapter=adapter, run_id=run_id, model_id=model_id)
+
+
+def download_adapter(version: Version, target: Path) -> None:
+    """The folder that was registered, into `target`; raises WorldFailed when MLflow or its artifact store fails."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adapter-") as folder:
+        got = download(f"{version.uri}/artifacts/adapter", Path(folder))
+        if got is None:
+            raise WorldFailed(version.uri, "has lost its artifacts", "See MLflow's artifact store.")
+        got.replace(target)
 
 
 def find(mlflow: Any, model: str, adapter: str) -> Version | None:
@@ -195,5 +206,5 @@ def lineage_of(model: str, version: int) -> dict[str, str]:
 
 
 def _for_logged_model(tags: Mapping[str, str]) -> dict[str, str]:
-    """The logged model's page shows the most, so it carries the lineage as well, but for the query tags."""
-    return {key: value[:7900] for key, value in tags.items() if not key.startswith("nightowl.contains.")}
+    """The logged model's page shows the most, so it carries the lineage as well."""
+    return {key: value[:7900] for key, value in tags.items()}

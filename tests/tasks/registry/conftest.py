@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -117,7 +118,8 @@ def conversation(name: str, row: int) -> dict[str, object]:
         {"role": "user", "content": f"{name} {row}", "thinking": None, "tool_calls": None, "tool_call_id": None},
         {"role": "assistant", "content": "yes", "thinking": None, "tool_calls": None, "tool_call_id": None},
     ]
-    return {"row_id": f"{name}-{row:04d}", "source": name, "kind": "chat", "messages": messages, "tools": None}
+    row_id = hashlib.sha256(f"{name} {row}".encode()).hexdigest()[:32]
+    return {"row_id": row_id, "source": name, "kind": "chat", "messages": messages, "tools": None}
 
 
 @pytest.fixture

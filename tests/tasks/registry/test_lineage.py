@@ -2,35 +2,75 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tasks.errors import BadInput
-from tasks.registry import Version, client, containing_row, containing_source, ensure_model, pinned
-from tasks.registry.journal import JOURNAL_TAG
-from tasks.registry.lineage import contains_tag
+from tasks.register import promote
+from tasks.registry import Night, Version, containing_row, containing_source, pinned
+from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("embedded")
 
 
-def test_a_commit_and_a_row_lead_to_the_versions_made_of_them(world: Any, enter: Callable[[Any], Version]) -> None:
-    version = enter(world)
+def test_a_source_leads_to_everything_made_of_it(
+    world: Any, enter: Callable[[Any], Version], make: Callable[..., Any]
+) -> None:
+    first = enter(world)
+    promote(first)
+    second = enter(make(seed=1, champion=world.adapter.address))
+    promote(second, who="ada")
     chat = pinned(world.snapshots[2].uri, world.snapshots[2].revision)
-    (found,) = containing_source(chat)
-    assert (found["model"], found["version"], found["aliases"]) == (version.model, version.version, ["challenger"])
-    assert containing_source(chat + "0") == []
-    (trained,) = containing_row("tools-0003", world.store)
-    assert trained["splits"] == ["train"]
-    assert [entry["version"] for entry in trained["versions"]] == [version.version]
-    (held_out,) = containing_row("chat-0037", world.store)
-    assert held_out["splits"] == ["test"]
-    assert containing_row("no-such-row", world.store) == []
-    with pytest.raises(BadInput, match="names no commit"):
-        containing_source("hf://org/chat")
+    found = containing_source(chat)
+    assert [(entry.version, entry.aliases) for entry in found.versions] == [(2, ("champion",)), (1, ("previous",))]
+    (now,), (then,) = (entry.reigns for entry in found.versions)
+    assert now.until is None
+    assert then.until == now.since
+    assert [entry.address for entry in found.mixtures] == [world.mixture.address]
+    assert len(found.mixtures[0].runs) == 2
+    assert {entry.address for entry in found.adapters} == {first.adapter, second.adapter}
+    for spelled in ("chat", "hf://org/chat", chat[:-30]):
+        assert containing_source(spelled) == found.model_copy(update={"asked": spelled})
+    gym = world.snapshots[1].uri
+    assert len(containing_source(gym).versions) == 2
+    assert len(containing_source(gym.partition("?")[0]).versions) == 2
+    for other in (chat[:-1] + "0", "hf://org/cha", "hf://org/chats", "cha", "no'such"):
+        assert containing_source(other).versions == ()
+    with pytest.raises(BadInput, match="names a branch"):
+        containing_source("hf://org/chat@main")
+
+
+def test_an_adapter_that_was_never_registered_is_found(world: Any) -> None:
+    with Night.start(world.recipe, world.settings) as night:
+        with night.stage("train", "candidate-1") as stage:
+            stage.inputs(world.mixture, world.snapshots, world.conversations)
+            stage.made(world.adapter)
+        night.finish("failed", "evaluation ran out of memory")
+    found = containing_source("tools")
+    assert [entry.address for entry in found.adapters] == [world.adapter.address]
+    assert found.versions == ()
+
+
+def test_a_row_leads_to_the_versions_made_of_it(world: Any, enter: Callable[[Any], Version]) -> None:
+    version = enter(world)
+    splits = {
+        name: pl.read_parquet(world.store.folder(world.mixture) / f"{name}.parquet") for name in ("train", "test")
+    }
+    for name, rows in splits.items():
+        found = containing_row(rows["row_id"][3], world.store)
+        assert [mixture.splits for mixture in found.mixtures] == [(name,)]
+        assert [entry.version for entry in found.versions] == [version.version]
+        assert found.not_looked_into == ()
+    absent = containing_row("0" * 32, world.store)
+    assert (absent.mixtures, absent.versions) == ((), ())
+    elsewhere = containing_row(splits["train"]["row_id"][3], Store(world.store.root.with_name("another-store")))
+    assert elsewhere.versions == ()
+    assert elsewhere.not_looked_into == (world.mixture.address,)
+    with pytest.raises(BadInput, match="is no row id"):
+        containing_row("chat-3", world.store)
 
 
 @pytest.mark.parametrize(
@@ -44,48 +84,3 @@ def test_a_commit_and_a_row_lead_to_the_versions_made_of_them(world: Any, enter:
 )
 def test_a_source_is_named_by_its_commit(uri: str, expected: str) -> None:
     assert pinned(uri, "c1") == expected
-
-
-def test_a_thousand_nights_are_searched_in_about_a_second(embedded: Path) -> None:
-    mlflow = client()
-    ensure_model(mlflow, "m", "test")
-    run_id = mlflow.get_registered_model("m").tags[JOURNAL_TAG]
-    mlflow.create_model_version("m", "file:///nowhere", run_id)
-    _thousand_versions(embedded / "mlflow" / "mlflow.db")
-    wanted = "hf://org/chat@commit-500"
-    containing_source(wanted)  # opens the connection
-    started = time.perf_counter()
-    (found,) = containing_source(wanted)
-    assert time.perf_counter() - started < 3  # under one on an idle machine
-    assert found["version"] == 500
-
-
-def _thousand_versions(database: Path) -> None:
-    """Copies of version 1 with tags of their own, straight into the database: by the API it takes minutes."""
-    import sqlite3
-
-    with sqlite3.connect(database) as connection:
-        columns = [row[1] for row in connection.execute("PRAGMA table_info(model_versions)")]
-        copied = ", ".join("?" if name == "version" else name for name in columns)
-        copy = (
-            f"INSERT INTO model_versions ({', '.join(columns)}) SELECT {copied} FROM model_versions WHERE version = 1"
-        )
-        tags = [row[1] for row in connection.execute("PRAGMA table_info(model_version_tags)")]
-        assert {"name", "version", "key", "value"} <= set(tags)
-        extra = [name for name in tags if name not in ("name", "version", "key", "value")]
-        named = ", ".join(["name", "version", "key", "value", *extra])
-        for version in range(2, 1001):
-            connection.execute(copy, (version,))
-            source = f"hf://org/chat@commit-{version}"
-            entries = {
-                contains_tag(source): source,
-                "nightowl.adapter": f"a{version}",
-                "nightowl.mixture": f"m{version}",
-            }
-            entries |= {"nightowl.base": "b@1"} | {f"nightowl.filler.{i}": "x" * 100 for i in range(20)}
-            for key, value in entries.items():
-                rest = "".join(", 'default'" for _ in extra)
-                connection.execute(
-                    f"INSERT INTO model_version_tags ({named}) VALUES ('m', ?, ?, ?{rest})", (version, key, value)
-                )
-    connection.close()

@@ -27,7 +27,7 @@ def test_a_version_carries_its_lineage_scores_and_files(world: Any, enter: Enter
     entry = mlflow.get_model_version(version.model, str(version.version))
     tags = entry.tags
     assert tags["nightowl.adapter"] == world.adapter.address
-    assert tags["nightowl.source.chat"].startswith("hf://org/chat@5f1f5c")
+    assert "chat hf://org/chat@5f1f5c" in tags["nightowl.sources"]
     assert tags["nightowl.mixture.train"] == world.mixture.splits["train"].digest
     assert tags["nightowl.base"] == "sample://smollm2-135m-instruct@1f0b2c"
     assert tags["nightowl.flow_run"].endswith("/flow-run/1")

@@ -72,8 +72,8 @@ def test_a_server_is_used_as_the_embedded_database_is(
     assert [c.aliases for c in registry.candidates(world.recipe)] == [("previous",), ("champion",)]
     assert [move.moved for move in registry.moves(registry.client(), first.model)] == [True, False, True, True]
     assert {night.outcome for night in registry.nights(world.recipe.name)} == {"kept"}
-    (found, *_) = registry.containing_source(registry.pinned(world.snapshots[0].uri, world.snapshots[0].revision))
-    assert found["model"] == first.model
+    found = registry.containing_source(registry.pinned(world.snapshots[0].uri, world.snapshots[0].revision))
+    assert [entry.version for entry in found.versions] == [2, 1]
 
     journal = registry.client().get_registered_model(first.model).tags["nightowl.journal"]
     from tasks.registry.journal import _write_once
