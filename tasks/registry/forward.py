@@ -1,16 +1,15 @@
 """Forward: from a source or a row to the mixtures, adapters, versions and champions that contain it.
 
-Sources are looked up in MLflow, where every version and every run of a stage says what it was made of (the tag
-`nightowl.sources`): a team's tracking server knows of the nights of all homes, an index in one home would not. Rows
-are looked up in the mixtures of the store, since a registry is no place for a list of rows; what MLflow knows and
-the store does not have is named as not looked into.
+Sources are looked up in what MLflow's versions and runs say they were made of (`made.py`): a team's tracking server
+knows of the nights of all homes. Rows are looked up in the mixtures of the store, since a registry is no place for a
+list of rows; what MLflow knows and the store does not have is named as not looked into.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import BadInput
 from tasks.mixture import SPLITS, TokenisedMixture
 from tasks.registry.journal import moves
-from tasks.registry.lineage import SOURCES_TAG
+from tasks.registry.made import Made, all_made
 from tasks.registry.schema import Move
-from tasks.registry.tracking import RECIPE_TAG, answers, client, pages
+from tasks.registry.tracking import answers, client
 from tasks.store import MANIFEST, Store, home
 
 _ROW_ID = re.compile(r"[0-9a-f]{32}")
@@ -101,17 +100,8 @@ def containing_source(source: str) -> Holders:
         way_out = f"Give the commit, or {head.partition('@')[0]} for all of them."
         raise BadInput("--source", source, "names a branch or tag, and what is recorded is the commit", way_out)
     mlflow = client()
-    pattern = re.split(r"['?]", source)[0]
-    query = f"tags.`{SOURCES_TAG}` LIKE '%{pattern}%'"
     with answers():
-        versions = pages(mlflow.search_model_versions, filter_string=query)
-        runs = _runs(mlflow, query)
-        return _holders(
-            mlflow,
-            source,
-            [run for run in runs if _says(run.data.tags, source)],
-            [entry for entry in versions if _says(entry.tags, source)],
-        )
+        return _holders(mlflow, source, [entry for entry in all_made(mlflow) if _says(entry.sources, source)])
 
 
 def containing_row(row_id: str, store: Store) -> Holders:
@@ -125,17 +115,9 @@ def containing_row(row_id: str, store: Store) -> Holders:
     held = {mixture.address: (mixture, splits) for mixture, splits in _holding(row_id, store)}
     here = {path.parent.name for path in (store.root / TokenisedMixture.kind).glob(f"*/{MANIFEST}")}
     with answers():
-        query = "tags.`nightowl.mixture` LIKE '%'"
-        runs = list(_runs(mlflow, query))
-        versions = list(pages(mlflow.search_model_versions, filter_string=query))
-        known = {entry.tags["nightowl.mixture"] for entry in versions}
-        known |= {run.data.tags["nightowl.mixture"] for run in runs}
-        found = _holders(
-            mlflow,
-            row_id,
-            [run for run in runs if run.data.tags["nightowl.mixture"] in held],
-            [entry for entry in versions if entry.tags["nightowl.mixture"] in held],
-        )
+        made = all_made(mlflow)
+        found = _holders(mlflow, row_id, [entry for entry in made if entry.mixture in held])
+    known = {entry.mixture for entry in made}
     mixtures = {mixture.address: mixture for mixture in found.mixtures}
     looked_up = [
         mixtures.get(address, HoldingMixture(address=address, made_at=mixture.made_at)).model_copy(
@@ -147,57 +129,50 @@ def containing_row(row_id: str, store: Store) -> Holders:
     return found.model_copy(update={"mixtures": newest_first, "not_looked_into": tuple(sorted(known - here))})
 
 
-def _says(tags: Mapping[str, str], source: str) -> bool:
+def _says(sources: str, wanted: str) -> bool:
     """Whether what a version or run says of its sources names this one."""
-    for line in tags[SOURCES_TAG].splitlines():
+    for line in sources.splitlines():
         name, _, pinned = line.partition(" ")
         head, mark, query = pinned.partition("?")
         place = head.rpartition("@")[0]
-        if source in (name, pinned, head, place, f"{place}{mark}{query}"):
+        if wanted in (name, pinned, head, place, f"{place}{mark}{query}"):
             return True
-        if head.startswith(source) and "@" in source.partition("://")[2] and place == source.rpartition("@")[0]:
+        if "@" in wanted and place == wanted.rpartition("@")[0] and head.startswith(wanted):
             return True  # a commit cut short
     return False
 
 
-def _runs(mlflow: Any, query: str) -> Iterator[Any]:
-    """The runs of stages that a query finds, over all recipes."""
-    ids = [entry.experiment_id for entry in pages(mlflow.search_experiments) if RECIPE_TAG in entry.tags]
-    if ids:
-        stages = f"tags.`nightowl.kind` = 'stage' and {query}"
-        yield from pages(mlflow.search_runs, experiment_ids=ids, filter_string=stages, max_results=1000)
-
-
-def _holders(mlflow: Any, asked: str, runs: Sequence[Any], entries: Sequence[Any]) -> Holders:
+def _holders(mlflow: Any, asked: str, made: Sequence[Made]) -> Holders:
+    """`made`: oldest first."""
     mixtures: dict[str, HoldingMixture] = {}
     adapters: dict[str, HoldingAdapter] = {}
-    for run in sorted(runs, key=lambda run: run.info.start_time):
-        mixture, adapter = run.data.tags.get("nightowl.mixture"), run.data.tags.get("nightowl.adapter")
-        at = _moment(run.info.start_time)
-        if mixture:
-            known = mixtures.setdefault(mixture, HoldingMixture(address=mixture, made_at=at))
-            mixtures[mixture] = known.model_copy(update={"runs": (*known.runs, run.info.run_id)})
-        if mixture and adapter:
-            made = HoldingAdapter(address=adapter, mixture=mixture, made_at=at, run=run.info.run_id)
-            adapters.setdefault(adapter, made)
+    for entry in made:
+        at = _moment(entry.at)
+        known = mixtures.setdefault(entry.mixture, HoldingMixture(address=entry.mixture, made_at=at))
+        if entry.run not in known.runs:
+            mixtures[entry.mixture] = known.model_copy(update={"runs": (*known.runs, entry.run)})
+        if entry.adapter:
+            holding = HoldingAdapter(address=entry.adapter, mixture=entry.mixture, made_at=at, run=entry.run)
+            adapters.setdefault(entry.adapter, holding)
     aliases: dict[tuple[str, int], list[str]] = {}
     reigns: dict[tuple[str, int], list[Reign]] = {}
-    for model in {entry.name for entry in entries}:
+    for model in {entry.model for entry in made if entry.model}:
         for alias, version in mlflow.get_registered_model(model).aliases.items():
             aliases.setdefault((model, int(version)), []).append(alias)
         for version, reign in _reigns(moves(mlflow, model)):
             reigns.setdefault((model, version), []).append(reign)
     versions = [
         HoldingVersion(
-            model=entry.name,
-            version=int(entry.version),
-            aliases=tuple(sorted(aliases.get((entry.name, int(entry.version)), []))),
-            reigns=tuple(reigns.get((entry.name, int(entry.version)), [])),
-            adapter=entry.tags["nightowl.adapter"],
-            mixture=entry.tags["nightowl.mixture"],
-            base=entry.tags["nightowl.base"],
+            model=entry.model,
+            version=entry.version,
+            aliases=tuple(sorted(aliases.get((entry.model, entry.version), []))),
+            reigns=tuple(reigns.get((entry.model, entry.version), [])),
+            adapter=entry.adapter or "",
+            mixture=entry.mixture,
+            base=entry.base or "",
         )
-        for entry in entries
+        for entry in made
+        if entry.model and entry.version
     ]
     return Holders(
         asked=asked,
