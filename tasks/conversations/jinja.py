@@ -10,12 +10,13 @@ import json
 from contextlib import suppress
 from datetime import datetime
 from functools import cache, lru_cache
+from types import BuiltinMethodType
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import LoopContext
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -36,6 +37,14 @@ class _Environment(ImmutableSandboxedEnvironment):
             with suppress(AttributeError):
                 return getattr(obj, attribute)
         return super().getattr(obj, attribute)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        # A str's own methods and namespaces ask for no context, and are safe to call: the usual way finds no more.
+        if __obj is Namespace or (type(__obj) is BuiltinMethodType and type(__obj.__self__) is str):
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return __obj(*args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
 
 class _Generation(Extension):

@@ -71,6 +71,8 @@ class Renderer:
         added = tokenizer.added_tokens_decoder
         self.special_tokens = tuple(token.content for _, token in sorted(added.items()))
         self.control_tokens = tuple(token.content for _, token in sorted(added.items()) if token.special)
+        # Some tokenizers have thousands of them, which begin in one of a few ways.
+        self._control_signs = tuple({token[:2] for token in self.control_tokens})
         pads = (tokenizer.pad_token_id, tokenizer.unk_token_id, *self.stop_ids)
         self.pad_id: int = next(pad for pad in pads if pad is not None)
         file = folder / "tokenizer.json"
@@ -199,27 +201,27 @@ class Renderer:
         good = iter(encoded.faithful.tolist())
         problems = [t.problem or (None if next(good) else _UNFAITHFUL) for t in texts]
         # A row with a problem has no ids, and its list is null.
-        lengths = np.zeros(len(texts), np.int64)
+        lengths = np.zeros(len(texts), np.int32)
         lengths[[t.problem is None for t in texts]] = np.diff(encoded.offsets)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         null = pa.array([problem is not None for problem in problems], pa.bool_())
         ids, mask = (
-            pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(values), mask=null)))
+            pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), mask=null)
             for values in (encoded.ids, encoded.mask)
         )
-        frame = pl.DataFrame(
+        trained = np.concatenate([[0], np.cumsum(encoded.mask, dtype=np.int64)])[offsets]
+        return pl.DataFrame(
             {
                 "row_id": rows["row_id"],
-                "input_ids": ids,
-                "loss_mask": mask,
-                "problem": pl.Series(problems, dtype=pl.String),
+                "input_ids": pl.Series(pl.from_arrow(ids)),
+                "loss_mask": pl.Series(pl.from_arrow(mask)),
+                "problem": problems,
                 "trained_turns": [0 if problem else len(t.spans) for t, problem in zip(texts, problems, strict=True)],
-            }
+                "tokens": lengths,
+                "supervised_tokens": np.diff(trained),
+            },
+            schema=_RENDERED,
         )
-        return frame.with_columns(
-            tokens=pl.col("input_ids").list.len().fill_null(0),
-            supervised_tokens=pl.col("loss_mask").list.sum().fill_null(0),
-        ).cast(_RENDERED)  # type: ignore[arg-type]
 
     def _text(self, given: list[dict[str, Any]], tools: str | None) -> _Text:
         try:
@@ -237,9 +239,11 @@ class Renderer:
         if self._bos and text.startswith(self._bos * 2):
             raise Unrenderable(f"the text begins with {self._bos} twice")
         for message in messages:
-            for token in self.control_tokens:
-                if token in message["content"] or token in message.get("reasoning_content", ""):
-                    raise Unrenderable(f"the control token {token} is in the text of a message ({message['role']})")
+            for part in (message["content"], message.get("reasoning_content", "")):
+                if any(sign in part for sign in self._control_signs):
+                    for token in self.control_tokens:
+                        if token in part:
+                            raise Unrenderable(f"the control token {token} is in a message's text ({message['role']})")
             if not _occurs(message["content"].strip(), text):
                 raise Unrenderable(f"the template leaves out a message ({message['role']})")
         for name in tools:

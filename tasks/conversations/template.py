@@ -125,22 +125,26 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Tools, prompts: tuple[str, str]
     ) -> tuple[str, list[Span]] | None:
         """Spans by the generation prompts in the full text; None where there are not as many as assistant turns."""
-        text = self.render(messages, tools, thinking=any(map(is_thinking, messages)))
+        thinks = [bool(message.get("reasoning_content")) for message in messages]
+        text = self.render(messages, tools, thinking=True in thinks)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-        if text.count(prompts[True]) != len(turns):
+        opening = prompts[True]
+        if text.count(opening) != len(turns):
             return None
         spans, at = [], 0
         for turn in turns:
-            at = text.index(prompts[True], at)
-            prompt = prompts[is_thinking(messages[turn])]
-            start = at + len(prompt)
-            at += len(prompts[True])
-            if not text.startswith(prompt, start - len(prompt)):
+            at = text.index(opening, at)
+            prompt = prompts[thinks[turn]]
+            if not text.startswith(prompt, at):
+                at += len(opening)
                 continue
-            end = min((i + len(token) for token in self.stop_tokens if (i := text.find(token, start)) >= 0), default=-1)
-            if end < 0:
+            start = at + len(prompt)
+            at += len(opening)
+            ends = [found + len(token) for token in self.stop_tokens if (found := text.find(token, start)) >= 0]
+            if not ends:
                 return None
-            if messages[turn].get("reasoning_content", "").strip() in text[start:end]:
+            end = min(ends)
+            if not thinks[turn] or messages[turn]["reasoning_content"].strip() in text[start:end]:
                 spans.append(Span(turn, start, end))
         return text, spans
 

@@ -6,7 +6,7 @@ A night knows most rows from the night before. By its key a row is found again w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,10 +59,8 @@ class Records:
 class Lines:
     """Lines of a JSON-lines file, each a row; `numbers`: which lines of the file they are."""
 
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
-        self.lines: list[bytes] = []
-        self.numbers: list[int] = []
+    def __init__(self, shown: str, lines: list[bytes], numbers: Sequence[int]) -> None:
+        self.shown, self.lines, self.numbers = shown, lines, numbers
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -152,21 +152,19 @@ def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
 
 
 def _json_lines(file: IO[bytes], shown: str) -> Iterator[Piece]:
-    batch = Lines(shown)
-    size = 0
-    for number, line in enumerate(file, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not (line := line.strip()):
-            continue
-        batch.lines.append(line)
-        batch.numbers.append(number)
-        size += len(line)
-        if len(batch.lines) >= BATCH_ROWS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = Lines(shown), 0
-    if batch.lines:
-        yield batch
+    first = 1
+    while lines := file.readlines(BATCH_BYTES):
+        if first == 1:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        for at in range(0, len(lines), BATCH_ROWS):
+            texts = [line.strip() for line in lines[at : at + BATCH_ROWS]]
+            numbers = range(first + at, first + at + len(texts))
+            if not all(texts):
+                numbers = [number for number, text in zip(numbers, texts, strict=True) if text]
+                texts = [text for text in texts if text]
+            if texts:
+                yield Lines(shown, texts, numbers)
+        first += len(lines)
 
 
 def _not_finite(text: str) -> None:
