@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -158,7 +158,7 @@ def _json_lines(file: IO[bytes], shown: str) -> Iterator[Piece]:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         for at in range(0, len(lines), BATCH_ROWS):
             texts = [line.strip() for line in lines[at : at + BATCH_ROWS]]
-            numbers = range(first + at, first + at + len(texts))
+            numbers: Sequence[int] = range(first + at, first + at + len(texts))
             if not all(texts):
                 numbers = [number for number, text in zip(numbers, texts, strict=True) if text]
                 texts = [text for text in texts if text]
