@@ -1,6 +1,7 @@
 """Conversations: one row schema for every source, and the one function that makes token ids of a row."""
 
-from tasks.conversations.answer import Answer, ToolCall
+from tasks.conversations.answer import Answer
+from tasks.conversations.call_style import ToolCall
 from tasks.conversations.canonical import canonical_json, canonical_tools
 from tasks.conversations.conversion import convert, detect, formats
 from tasks.conversations.identity import prompt_key, row_ids

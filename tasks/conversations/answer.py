@@ -1,7 +1,6 @@
 """Reading what a model wrote: the reverse of rendering an assistant turn.
 
-The template family is ChatML as Qwen, Hermes and SmolLM write it: one `<think>` block first, then
-text, then calls as `<tool_call>` blocks of JSON.
+One `<think>` block first, then text, then calls in the way that the model's own template writes them.
 """
 
 from __future__ import annotations
@@ -12,20 +11,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.conversations.canonical import Unconvertible, canonical_json
+from tasks.conversations.call_style import HERMES, CallStyle, ToolCall
 
 THINK, THINK_END = "<think>", "</think>"
-CALL, CALL_END = "<tool_call>", "</tool_call>"
-_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
-
-
-class ToolCall(BaseModel):
-    """One call: `arguments` as canonical JSON of an object, None where the text holds none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    arguments: str | None
+# Llama 3 may write it before a call whose template shows none.
+_PYTHON_TAG = "<|python_tag|>"
 
 
 class Answer(BaseModel):
@@ -33,7 +23,7 @@ class Answer(BaseModel):
 
     `thinking`: None without a block or with an empty one. `thinking_closed`: no block is left open.
     `malformed`: something is not as the template writes it: a block left open or closed without being
-    opened, a second thinking block, a call that is no JSON object of a name and an object of arguments.
+    opened, a second thinking block, a call that is no name and JSON object of arguments.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,11 +35,11 @@ class Answer(BaseModel):
     malformed: bool
 
 
-def parse_answer(text: str, stop_tokens: Sequence[str] = ()) -> Answer:
-    """An assistant turn of its text, up to the first stop token; never raises."""
+def parse_answer(text: str, stop_tokens: Sequence[str] = (), style: CallStyle = HERMES) -> Answer:
+    """An assistant turn of its text, up to the first stop token, calls as `style` writes them; never raises."""
     end = min((at for at in map(text.find, stop_tokens) if at >= 0), default=len(text))
     thinking, closed, rest = _split_thinking(text[:end])
-    content, calls, malformed = _split_calls(rest)
+    content, calls, malformed = _split_calls(rest, style) if style.sign else _bare_calls(rest, style)
     malformed |= not closed or THINK in rest or THINK_END in rest
     return Answer(
         thinking=thinking, thinking_closed=closed, content=content, tool_calls=tuple(calls), malformed=malformed
@@ -68,26 +58,37 @@ def _split_thinking(text: str) -> tuple[str | None, bool, str]:
     return thought.strip() or None, bool(closed), rest if closed else ""
 
 
-def _split_calls(text: str) -> tuple[str, list[ToolCall], bool]:
-    before, opened, rest = text.partition(CALL)
-    content, calls, malformed = [before], [], CALL_END in before
-    while opened:
-        body, closed, after = rest.partition(CALL_END)
-        call, well_formed = _call(body)
-        calls.append(call)
-        malformed |= not closed or not well_formed
-        between, opened, rest = after.partition(CALL)
-        content.append(between)
-        malformed |= CALL_END in between
+def _split_calls(text: str, style: CallStyle) -> tuple[str, list[ToolCall], bool]:
+    content, calls, malformed, at = [], [], False, 0
+    while (found := text.find(style.sign, at)) >= 0:
+        content.append(text[at:found])
+        read = style.read(text, found + len(style.sign))
+        calls += read.calls
+        malformed |= not read.whole
+        at = read.end
+    content.append(text[at:])
+    malformed |= bool(style.end_sign) and any(style.end_sign in part for part in content)
     return "\n".join(part.strip() for part in content if part.strip()), calls, malformed
 
 
-def _call(body: str) -> tuple[ToolCall, bool]:
+def _bare_calls(text: str, style: CallStyle) -> tuple[str, list[ToolCall], bool]:
+    """Calls of a template that writes nothing before them: the whole turn is one, or is text."""
+    said = text.strip()
+    tagged = said.startswith(_PYTHON_TAG)
+    body = said.removeprefix(_PYTHON_TAG)
+    if not tagged and not _is_call(body, style):
+        return said, [], False
+    read = style.read(body, 0)
+    rest = body[read.end :].strip()
+    return rest, read.calls, not read.whole or bool(rest)
+
+
+def _is_call(text: str, style: CallStyle) -> bool:
+    """Whether a text is a bare call, or was begun as one: an object that has both keys, or a name and no end."""
+    if not re.match(rf'{{\s*"{re.escape(style.name_key)}"\s*:', text):
+        return False
     try:
-        value = json.loads(body)
-        arguments = canonical_json(value["arguments"]) if isinstance(value["arguments"], dict) else None
-        name = value["name"] if isinstance(value["name"], str) else ""
-        return ToolCall(name=name, arguments=arguments), bool(name) and arguments is not None and len(value) == 2
-    except (ValueError, KeyError, TypeError, RecursionError, Unconvertible):
-        found = _NAME.search(body)
-        return ToolCall(name=found[1] if found else "", arguments=None), False
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return True
+    return style.arguments_key in value

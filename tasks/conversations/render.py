@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from tasks.conversations.answer import Answer, parse_answer
+from tasks.conversations.call_style import HERMES, learn
 from tasks.conversations.encode import Encoder
 from tasks.conversations.schema import MESSAGES
 from tasks.conversations.template import (
@@ -66,6 +67,8 @@ class Renderer:
     def __init__(self, folder: Path, tokenizer: Any, template: ChatTemplate, stop_ids: Sequence[int]) -> None:
         self.folder = folder
         self.template = template
+        # What writes no calls is read as most templates write them.
+        self.call_style = learn(template) or HERMES
         self.stop_tokens = template.stop_tokens
         self.stop_ids = tuple(stop_ids)
         added = tokenizer.added_tokens_decoder
@@ -163,7 +166,7 @@ class Renderer:
 
     def parse_answer(self, text: str) -> Answer:
         """What a model wrote, read back: thinking, content and calls, up to the first stop token."""
-        return parse_answer(text, self.stop_tokens)
+        return parse_answer(text, self.stop_tokens, self.call_style)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids as the encoder read it, special tokens included; broken UTF-8 becomes U+FFFD."""

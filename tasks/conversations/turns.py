@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tasks.conversations.answer import CALL, CALL_END, THINK, THINK_END
+from tasks.conversations.answer import THINK, THINK_END
 from tasks.conversations.canonical import Unconvertible, calls_of, loads
 
 ROLES = {
@@ -16,6 +16,7 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
+CALL, CALL_END = "<tool_call>", "</tool_call>"
 _CALLS = re.compile(rf"{CALL}\s*(.*?)\s*{CALL_END}", re.DOTALL)
 
 

@@ -49,6 +49,11 @@ DEEPSEEK_R1 = """{{ bos_token }}{%- for m in messages %}
 {%- else %}{{ '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"""
 
+
+def named(name: str) -> str:
+    return (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
 FAMILIES = {
     "qwen2_5": Family("qwen2_5", ("<|im_end|>", "<|endoftext|>")),
     "qwen3": Family("qwen3", ("<|im_end|>", "<|endoftext|>")),
@@ -63,6 +68,10 @@ FAMILIES = {
     "mistral_nemo": Family("mistral_nemo", ("</s>",)),
     "deepseek_v3": Family("deepseek_v3", ("<｜end▁of▁sentence｜>",)),
     "deepseek_r1": Family("deepseek_v3", ("<｜end▁of▁sentence｜>",), DEEPSEEK_R1),
+    # Packages whose templates leave tools out, with the formats that their models' makers document.
+    "llama3_1_tools": Family("llama3_2", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"), named("llama3_1_tools")),
+    "gemma3_tools": Family("gemma3", ("<eos>", "<end_of_turn>"), named("gemma3_tools")),
+    "deepseek_v3_tools": Family("deepseek_v3", ("<｜end▁of▁sentence｜>",), named("deepseek_v3_tools")),
 }
 
 
@@ -252,3 +261,80 @@ def test_gemma_puts_the_system_prompt_into_the_first_user_turn_where_its_templat
 ) -> None:
     text = family("gemma3").decode(family("gemma3").render(all_shapes["system"])["input_ids"][0].to_list())
     assert text.startswith("<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n")
+
+
+NESTED = (
+    '{"days":[1,2,{"from":"mon"}],"note":"a \\"b\\" ]}, </tool_call> ```",'
+    '"place":{"city":"Zürich","where":null},"x":1.5}'
+)
+PLAIN = '{"city":"Oslo"}'
+TEMPLATES_OF_CALLS = {
+    "qwen2_5": (True, True),
+    "qwen3": (True, True),
+    "qwen3_hybrid": (True, True),
+    "mistral_nemo": (True, False),
+    "llama3_1_tools": (False, False),
+    "gemma3_tools": (True, True),
+    "deepseek_v3_tools": (True, True),
+}  # of each family that writes calls: whether it writes several in a turn, and text before them
+MADE = {
+    "one call": ("", [("get_weather", PLAIN)]),
+    "no arguments": ("", [("get_weather", "{}")]),
+    "nested arguments": ("", [("get_weather", NESTED)]),
+    "several calls": ("", [("get_weather", PLAIN), ("get_weather", NESTED), ("get_weather", "{}")]),
+    "text and calls": ("Let me {look} [here].", [("get_weather", NESTED), ("get_weather", PLAIN)]),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES_OF_CALLS)
+def test_an_answer_is_read_as_its_family_writes_it(
+    family: Callable[[str], Renderer],
+    frame: Callable[..., pl.DataFrame],
+    message: Callable[..., dict[str, Any]],
+    weather: str,
+    name: str,
+) -> None:
+    renderer = family(name)
+    several, with_text = TEMPLATES_OF_CALLS[name]
+    for case, (content, calls) in MADE.items():
+        row = renderer.render(frame([([message("user", "?"), message("assistant", content, None, calls)], weather)]))
+        if (len(calls) > 1 and not several) or (content and not with_text):
+            assert row["problem"][0], case
+            continue
+        assert row["problem"][0] is None, case
+        written = "".join(renderer.decode(ids) for trained, _, ids in runs(renderer, row.row(0, named=True)) if trained)
+        answer = renderer.parse_answer(written)
+        assert [(call.name, call.arguments) for call in answer.tool_calls] == calls, case
+        assert (answer.content, answer.malformed) == (content, False), case
+        # What is cut off or spoilt within a call is a malformed call, not an answer in text.
+        inside = written.index("get_weather") + 3
+        for spoilt in (written[: inside + 20], written.replace('"city"', "city").replace("{}", "{")):
+            if calls == [("get_weather", "{}")] and "{" not in spoilt[inside:]:
+                continue
+            answer = renderer.parse_answer(spoilt)
+            assert answer.malformed, (case, spoilt)
+            assert answer.tool_calls, (case, spoilt)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "calls", "malformed"),
+    [
+        ("mistral_nemo", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]</s>', [("f", '{"a":1}')], False),
+        ("mistral_nemo", '[TOOL_CALLS]{"name": "f", "arguments": {"a": 1}}</s>', [("f", None)], True),
+        ("mistral_nemo", '[{"name": "f", "arguments": {"a": 1}}]</s>', [], False),
+        ("llama3_1_tools", '<|python_tag|>{"name": "f", "parameters": {"a": 1}}<|eom_id|>', [("f", '{"a":1}')], False),
+        ("llama3_1_tools", '<|python_tag|>f.call(query="x")<|eom_id|>', [("", None)], True),
+        ("llama3_1_tools", '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}', None, True),
+        ("llama3_1_tools", '{"name": "f", "parameters": {"a"', [("f", None)], True),
+        ("llama3_1_tools", '{"name": "Ada", "age": 36}<|eot_id|>', [], False),
+        ("deepseek_v3_tools", "<｜tool▁calls▁begin｜>f", [("f", None)], True),
+        ("gemma3_tools", "```python\nprint(1)\n```<end_of_turn>", [], False),
+    ],
+)
+def test_what_is_nearly_a_call_is_not_taken_for_one(
+    family: Callable[[str], Renderer], name: str, text: str, calls: list[tuple[str, str | None]] | None, malformed: bool
+) -> None:
+    answer = family(name).parse_answer(text)
+    assert answer.malformed == malformed
+    if calls is not None:
+        assert [(call.name, call.arguments) for call in answer.tool_calls] == calls
