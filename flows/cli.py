@@ -16,6 +16,8 @@ from flows import cli_registry, cli_stack
 from flows.command import JsonOption, RecipeArgument, SetOption, answers, load, prepare, terminal
 
 if TYPE_CHECKING:
+    from tasks.conversations import Conversations
+    from tasks.quality import Change
     from tasks.recipe import Setting
 
 app = typer.Typer(
@@ -101,47 +103,65 @@ def plan(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption 
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a source URI, or a recipe.")],
     format: Annotated[str | None, typer.Option(help="Row format; detected from the columns where not given.")] = None,
-    kind: Annotated[RowKind, typer.Option(help="What the rows teach.")] = RowKind.chat,
+    kind: Annotated[RowKind | None, typer.Option(help="What the rows teach; what most show where not given.")] = None,
     model: Annotated[str, typer.Option(help="Base model, by URI or as a recipe names it.")] = "demo",
     query: Annotated[str | None, typer.Option(help="One SELECT, for a postgresql:// source.")] = None,
     cursor: Annotated[list[str] | None, typer.Option(help="Its columns that are unique together and grow.")] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> Any:
-    """Put data through the gate and say what it finds; exit code 1 when it would have stopped a night."""
+    """Put data through the gate and say what it finds; exit code 1 when it would have stopped a night.
+
+    --set changes what the gate asks: --set quality.languages=[en] --set base.max_length=4096.
+    """
     prepare()
     from tasks.recipe import is_recipe
     from tasks.store import Store
+    from tasks.validate import check as check_data
+    from tasks.validate import look
 
     store = Store.open()
+    found: list[tuple[Conversations, Change | None]]
     if is_recipe(data):
         from tasks.fetch import fetch, fetch_base
-        from tasks.validate import look
 
         loaded, _ = load(data, changes)
         base = fetch_base(loaded.base, store)
-        gated = [look(loaded, source, fetch(source, store), base, store)[0] for source in loaded.sources]
+        found = [look(loaded, source, fetch(source, store), base, store) for source in loaded.sources]
     else:
-        from tasks.recipe import Base
-        from tasks.validate import check as check_data
-
-        base_model = load(model)[0].base if is_recipe(model) else Base(uri=model)
-        found = check_data(
-            data, kind=kind.value, base=base_model, store=store, format=format, query=query, cursor=cursor or ()
+        loaded, _ = load(model if is_recipe(model) else "demo", changes)
+        base_model = loaded.base
+        if not is_recipe(model):
+            base_model = base_model.model_copy(update={"uri": model, "chat_template": None})
+        gated = check_data(
+            data,
+            base=base_model,
+            store=store,
+            kind=kind.value if kind else None,
+            format=format,
+            query=query,
+            cursor=cursor or (),
+            quality=loaded.quality,
         )
-        gated = [found]
+        found = [(gated, None)]
 
     def say() -> None:
-        from flows.tables import gate_table
+        from flows.tables import gate_table, tell_gate
 
-        for source in gated:
-            paper = terminal()
-            paper.print(gate_table(source))
-            paper.print(f"pages       {store.folder(source) / 'docs' / 'index.html'}", soft_wrap=True)
-            paper.print(f"quarantine  {store.folder(source) / 'quarantine.parquet'}", soft_wrap=True)
+        for gated, change in found:
+            terminal().print(gate_table(gated, change))
+            tell_gate(gated, change, store.folder(gated))
 
-    told = [{**source.model_dump(mode="json"), "folder": str(store.folder(source))} for source in gated]
-    return {"sources": told, "exit_code": 0 if all(source.passed for source in gated) else 1}, say
+    told = [
+        {
+            **gated.model_dump(mode="json"),
+            "folder": str(store.folder(gated)),
+            "change": {**change.model_dump(mode="json"), "passed": change.passed} if change else None,
+        }
+        for gated, change in found
+    ]
+    passed = all(gated.passed and (change is None or change.passed) for gated, change in found)
+    return {"sources": told, "exit_code": 0 if passed else 1}, say
 
 
 @app.command()

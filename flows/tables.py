@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from tasks.conversations import Conversations
+from tasks.quality import BY_NAME, Change, changed_rows, compared_with
 from tasks.registry import Candidate, Holders, NightRecord
 from tasks.reproduce import Reproduction
 
+ASKS = "what it asks, and what to do"
 _STYLE = {"critical": "red", "warning": "yellow", "info": "dim"}
 
 
-def gate_table(source: Conversations) -> Table:
-    """What each rule found in a source, worst first."""
-    verdict = "passes" if source.passed else "STOPS THE NIGHT"
-    title = f"{source.source}: {source.rows_out} of {source.rows_in} rows ({source.format}); the source {verdict}"
+def gate_table(gated: Conversations, change: Change | None = None) -> Table:
+    """What each rule found in a source, and what has moved since the last night that passed; worst first."""
+    stops = not gated.passed or (change is not None and not change.passed)
+    verdict = "STOPS THE NIGHT" if stops else "passes"
+    kept = f"{gated.rows_out:,} of {gated.rows_in:,} rows pass"
+    title = f"{gated.source}: {kept} ({gated.row_kind}, read as {gated.format}); the source {verdict}"
     table = Table(title=title, title_justify="left")
-    for name in ("rule", "severity", "rows", "share", "allowed", "what it asks", "example"):
+    for name in ("rule", "severity", "rows", "share", "allowed", "for example (rows count from 0)", ASKS):
         table.add_column(name, justify="right" if name in ("rows", "share", "allowed") else "left")
-    for finding in source.findings:
+    findings = [*gated.findings, *(change.findings if change else ())]
+    for finding in sorted(findings, key=lambda one: (not one.stops, list(_STYLE).index(one.severity), -one.rows)):
+        counted = (
+            (f"{finding.rows:,}", f"{finding.share:.2%}", f"{1 - finding.mostly:.1%}") if finding.rows else [""] * 3
+        )
+        where = Text(f"row {finding.row} " if finding.row is not None else "", style="bold")
+        way_out = f"\n→ {BY_NAME[finding.rule].way_out}" if finding.rule in BY_NAME else ""
         table.add_row(
             Text(finding.rule, style="bold red" if finding.stops else ""),
             Text(finding.severity, style=_STYLE[finding.severity]),
-            str(finding.rows),
-            f"{finding.share:.2%}",
-            f"{1 - finding.mostly:.1%}",
-            Text(finding.explanation),
-            Text(finding.example or ""),
+            *(counted if finding.rows else ("", "", "")),
+            where + Text(finding.example or ""),
+            Text(finding.explanation) + Text(way_out, style="cyan"),
         )
+    if not findings:
+        table.add_row("none", *[""] * 5, "Every row keeps every rule.")
     return table
+
+
+def tell_gate(gated: Conversations, change: Change | None, folder: Path) -> None:
+    """Below the table: what was changed about rows, what the source was compared with, and where to read on."""
+    if gated.changed:
+        print(f"changed     {changed_rows(gated)}; see {folder / 'changed.parquet'}")
+    if change:
+        print(f"moved       {compared_with(change)}")
+    print(f"pages       {folder / 'docs' / 'index.html'}")
+    print(f"quarantine  {folder / 'quarantine.parquet'}")
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> Table:

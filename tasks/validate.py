@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow.parquet as pq
@@ -30,6 +32,7 @@ from tasks.conversations import (
     Preparation,
     Render,
     Renderer,
+    convert,
     gather,
     prepare,
     write_rows,
@@ -46,6 +49,7 @@ from tasks.quality import (
     decide,
     example,
     first_reasons,
+    main_kind,
     markdown,
     mended,
     profile_of,
@@ -58,6 +62,7 @@ from tasks.recipe import Base, Kind, Quality, Recipe, Source
 from tasks.sources import COLUMNS, BaseSnapshot, Snapshot, read_batches, redacted
 from tasks.store import Store, code_digest, digest, file_digest, write_whole
 
+LOOKED_AT = 1_000  # rows by which a kind that is not given is told
 ROW_CODE = (
     "rules", "turns", "calls", "text", "sensitive", "language", "flags", "mending", "judgement", "examples", "profile",
     "decision",
@@ -104,9 +109,9 @@ def look(
 def check(
     path_or_uri: str,
     *,
-    kind: Kind,
     base: Base,
     store: Store,
+    kind: Kind | None = None,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     query: str | None = None,
@@ -115,21 +120,33 @@ def check(
 ) -> Conversations:
     """What the data gate says of one file, folder or source URI for a base model, without a recipe.
 
-    `query` and `cursor` are what a database is read by (see `Source`).
-
-    Returns the manifest whether it passed or not; raises BadInput and WorldFailed as `validate` does.
+    `kind`: null: what most of the first rows show. `query` and `cursor` are what a database is read by (see
+    `Source`). Returns the manifest whether it passed or not; raises BadInput and WorldFailed as `validate` does.
     """
     from tasks.fetch import fetch, fetch_base
 
-    uri = path_or_uri if "://" in path_or_uri else f"file://{Path(path_or_uri).absolute()}"
-    given: dict[str, Any] = {"name": "check", "uri": uri, "kind": kind, "share": 1.0, "format": format}
+    uri = path_or_uri if "://" in path_or_uri else f"file://{quote(str(Path(path_or_uri).absolute()))}"
+    given: dict[str, Any] = {"name": "check", "uri": uri, "kind": kind or "chat", "share": 1.0, "format": format}
     given |= {"columns": columns and dict(columns), "query": query, "cursor": tuple(cursor)}
     try:
         source = Source.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("source 'check' ")
         raise BadInput("DATA", redacted(uri), problem, "See `nightowl check --help`.") from error
-    return _gated("check", source, fetch(source, store), base, fetch_base(base, store), quality or Quality(), store)
+    snapshot = fetch(source, store)
+    if kind is None:
+        source = source.model_copy(update={"kind": _shown(source, snapshot, store)})
+    return _gated("check", source, snapshot, base, fetch_base(base, store), quality or Quality(), store)
+
+
+def _shown(source: Source, snapshot: Snapshot, store: Store) -> Kind:
+    """The kind that most of a source's first rows show; chat where there are none."""
+    batch = next(read_batches(store.folder(snapshot), snapshot), None)
+    if batch is None:
+        return "chat"
+    first = batch.frame(np.arange(min(len(batch), LOOKED_AT)))
+    about = {"source": source.name, "revision": snapshot.revision}
+    return main_kind(convert(first, **about, kind="chat", format=source.format, columns=source.columns)[0])
 
 
 def conversations_inputs(

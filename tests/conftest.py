@@ -66,3 +66,29 @@ def demo_base(test_cache: Path) -> Path:
 
     store = Store(test_cache / "store")
     return store.folder(fetch_base(Base(uri="sample://smollm2-135m-instruct"), store))
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model as far as the data gate reads one: a tokenizer of bytes, able to write anything, with ChatML."""
+    import numpy as np
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("byte-model")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        chat_template=(REPOSITORY / "deployments" / "recipes" / "chatml-hybrid.jinja").read_text(),
+    )
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"weight": np.zeros(1)}, folder / "model.safetensors")
+    return folder

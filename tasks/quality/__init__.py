@@ -10,7 +10,7 @@ from tasks.quality.flags import flags, row_flags, settle
 from tasks.quality.judgement import applied, first_reasons, reasons, required_share
 from tasks.quality.mending import CHANGES, mended
 from tasks.quality.near import Bands, near_duplicates, near_pairs
-from tasks.quality.profile import Profile, profile_of
+from tasks.quality.profile import Profile, main_kind, profile_of
 from tasks.quality.rules import BY_NAME, NIGHT_RULES, RULES, Rule
 from tasks.quality.telling import changed_rows, compared_with, markdown, refusal
 from tasks.quality.words import WordFile, Words, word_hashes
@@ -43,6 +43,7 @@ __all__ = [
     "fingerprints",
     "first_reasons",
     "flags",
+    "main_kind",
     "markdown",
     "mended",
     "near_duplicates",

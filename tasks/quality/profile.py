@@ -7,12 +7,13 @@ profiles can be compared bin by bin without the rows that they were made of.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from tasks.quality.turns import Turns, blank
+from tasks.recipe import Kind
 
 PER_DOUBLING = 4
 LENGTHS = ("characters", "tokens", "turns")
@@ -21,7 +22,7 @@ LENGTHS = ("characters", "tokens", "turns")
 class Profile(BaseModel):
     """The rows of a source that the gate kept, counted; and the columns of the raw source, in their order.
 
-    `kinds`: by what they show (see `shown_kind`); `roles`: by the letters of the roles that speak in them (S, U, A,
+    `kinds`: by what they show (see `traits`); `roles`: by the letters of the roles that speak in them (S, U, A,
     T); `languages`: ISO 639-1, empty where the recipe names none; `characters`, `tokens`, `turns`: by bin (`bins`).
     `tokenizer`: digest of what counted the tokens.
     """
@@ -40,7 +41,10 @@ class Profile(BaseModel):
 
 
 def traits(laid: Turns) -> dict[str, pl.Series]:
-    """What a profile counts of each conversation: `_characters`, `_roles` and `_shows`, the kind that it shows."""
+    """What a profile counts of each conversation: `_characters`, `_roles` and `_shows`, the kind that it shows.
+
+    That is tool where tools are declared or called, else reasoning where the assistant thinks, else chat.
+    """
     letters = laid.rows["letters"]
     characters = laid.pieces.group_by("n").agg(pl.col("text").str.len_chars().sum().cast(pl.UInt32))
     none = pl.repeat(0, laid.rows.height, dtype=pl.UInt32, eager=True)
@@ -49,18 +53,20 @@ def traits(laid: Turns) -> dict[str, pl.Series]:
         ignore_nulls=True,
     )
     thinks = laid.where((pl.col("role") == "assistant") & ~blank("thinking"))
+    tools = laid.rows["tools"].fill_null("[]") != "[]"
+    calls = tools | laid.mark(laid.calls["n"].unique())
+    shows = pl.when(calls).then(pl.lit("tool")).when(thinks).then(pl.lit("reasoning")).otherwise(pl.lit("chat"))
     return {
         "_characters": none.scatter(characters["n"], characters["text"]),
         "_roles": letters.to_frame().select(roles=roles)["roles"],
-        "_shows": shown_kind(thinks, laid.rows["tools"], laid.mark(laid.calls["n"].unique())),
+        "_shows": letters.to_frame().select(shows=shows)["shows"],
     }
 
 
-def shown_kind(thinks: pl.Series, tools: pl.Series, calls: pl.Series) -> pl.Series:
-    """The kind that conversations show: tool where tools are declared or called, else reasoning where they think."""
-    frame = pl.DataFrame({"thinks": thinks, "tools": tools.is_not_null() & (tools != "[]"), "calls": calls})
-    kind = pl.when(pl.col("tools") | pl.col("calls")).then(pl.lit("tool"))
-    return frame.select(kind=kind.when(pl.col("thinks")).then(pl.lit("reasoning")).otherwise(pl.lit("chat")))["kind"]
+def main_kind(rows: pl.DataFrame) -> Kind:
+    """The kind that most conversations (schema CONVERSATION) show."""
+    shown = traits(Turns.of(rows))["_shows"].value_counts(sort=True)
+    return cast(Kind, shown.item(0, 0)) if shown.height else "chat"
 
 
 def profile_of(kept: pl.DataFrame, columns: Sequence[str], tokenizer: str) -> Profile:

@@ -79,6 +79,11 @@ class Lines:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
+            try:
+                line.decode()
+            except UnicodeDecodeError as at:
+                problem = f"is not UTF-8 text ({at.reason})"
+                raise BadInput(f"{self.shown}:{number}", line[:40], problem, "Save it as UTF-8.") from error
             raise bad_line(self.shown, number, line, f"is not JSON ({error.msg})") from error
         if not isinstance(value, dict):
             raise bad_line(self.shown, number, line, "is not a JSON object")

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,30 +34,15 @@ TEMPLATE = (Path(__file__).resolve().parents[2] / "deployments" / "recipes" / "c
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of bytes, with ChatML's special tokens: small, and able to write anything."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL
-    )
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="session")
-def base(store: Store) -> BaseSnapshot:
+def base(store: Store, byte_model: Path) -> BaseSnapshot:
     def build(work: Path) -> dict[str, Any]:
-        write_tokenizer(work)
+        shutil.copytree(byte_model, work, dirs_exist_ok=True)
         return {"uri": "file://bytes", "revision": "0" * 40, "requested": None, "size": 1, "licence": None}
 
     return store.make(BaseSnapshot, {"base": "bytes"}, build)[0]
@@ -343,15 +328,8 @@ def test_rows_in_are_rows_out_and_rows_set_aside(
     assert again["problem"].null_count() == kept.height
 
 
-def test_a_file_is_checked_without_a_recipe(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    model = tmp_path / "model"
-    model.mkdir()
-    write_tokenizer(model)
-    (model / "config.json").write_text('{"model_type": "llama"}')
-    save_file({"weight": np.zeros(1)}, model / "model.safetensors")
-    base = Base(uri=f"file://{model}", chat_template=TEMPLATE, max_length=2000)
+def test_a_file_is_checked_without_a_recipe(tmp_path: Path, byte_model: Path) -> None:
+    base = Base(uri=f"file://{byte_model}", max_length=2000)
     rows = chats(20)
     for row in rows[:5]:
         row["messages"].pop()
