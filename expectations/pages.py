@@ -46,7 +46,7 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align
 td { overflow-wrap: anywhere; } th { white-space: nowrap; }
 th { font-weight: 600; }
 td:nth-child(2):not(:last-child) { min-width: 14rem; } #navigation { position: static; }
-.collapse { display: block; } .badge { font-weight: 600; }
+.collapse { display: none; } .collapse:target { display: block; } .badge { font-weight: 600; }
 .text-success { color: #15803d; } .text-danger { color: #dc2626; } .text-warning { color: #b45309; }
 .fas::before { font-style: normal; font-weight: 700; }
 .fa-check-circle::before { content: "\\2713"; } .fa-times::before { content: "\\2717"; }
