@@ -28,6 +28,11 @@ from tasks.errors import WorldFailed
 from tasks.registry import tracking_uri
 from tasks.store import home, write_whole
 
+# Services of the Prefect server that serve deployments, workers and automations; one night by itself has none.
+FOR_DEPLOYMENTS = (
+    "CANCELLATION_CLEANUP", "CLEANUP_RECONCILER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS", "REPOSSESSOR",
+    "SCHEDULER", "TRIGGERS",
+)  # fmt: skip
 START_SECONDS = 120
 POOLS = ("data", "gpu")
 _UP = "up.json"
@@ -141,7 +146,10 @@ def prefect_server(port: int, *, for_people: bool) -> Iterator[tuple[str, Callab
         "PREFECT_API_URL": f"{url}/api",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with component("prefect", command + ([] if for_people else ["--no-services"]), extra) as process:
+    if not for_people:
+        # Not --no-services: the server's recorder of task runs is one, and without it a night has none.
+        extra |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in FOR_DEPLOYMENTS}
+    with component("prefect", command, extra) as process:
         yield f"{url}/api", lambda: wait_healthy("prefect", process, lambda: _answers(f"{url}/api/health"))
 
 
