@@ -57,6 +57,7 @@ def run(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
     loaded, settings = load(recipe, changes)
     from flows.screen import console
     from tasks.doctor import preflight
+    from tasks.errors import BadInput
 
     preflight()
     console.print(f"[bold]nightowl run {loaded.name}[/bold]")
@@ -64,6 +65,9 @@ def run(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
     prepare()
     from flows.services import for_one_night, is_up
 
+    if loaded.placement == "pools" and is_up() is None and "PREFECT_API_URL" not in os.environ:
+        way_out = "Start them with `nightowl up`, or add --set placement=here."
+        raise BadInput("placement", "pools", "needs workers, and none run on this home", way_out)
     with for_one_night() as api:
         os.environ["PREFECT_API_URL"] = api
         # Where `nightowl up` will show this night; the server of this one night has no pages.

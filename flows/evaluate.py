@@ -40,7 +40,7 @@ def judge(recipe: Recipe, scores: dict[str, Scores]) -> Verdict:
     return gate(recipe, scores["base"], reference, scores["candidate"], Store.open(), nights(recipe.name))
 
 
-@flow(name="evaluate", flow_run_name="evaluate: {recipe.name}")
+@flow(name="evaluate", flow_run_name="evaluate: {recipe.name}", persist_result=True, result_serializer="json")
 def evaluate_candidate(
     recipe: Recipe, data: Data, candidate: Adapter, champion: Champion | None, night: str
 ) -> tuple[dict[str, Scores], Verdict]:

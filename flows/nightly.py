@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.evaluate import evaluate_candidate
+from flows.placement import placed
 from flows.prepare_data import prepare_data
 from flows.promote import promote_candidate
 from flows.result import NightResult
@@ -43,23 +44,23 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
         )
 
     with Night.start(recipe, settings or settings_of(recipe), flow_run.get_flow_run_ui_url()) as night:
-        data = prepare_data(recipe, night.id)
+        data = placed(recipe, prepare_data)(recipe, night.id)
         seconds.update(data.seconds)
 
         with timed("train", seconds):
-            candidate = train_adapter(recipe, data, night.id)
+            candidate = placed(recipe, train_adapter)(recipe, data, night.id)
 
         reigning = champion(recipe)
         if reigning and reigning.adapter == candidate.address:
             return end("skipped", f"nothing moved: the candidate is the champion, version {reigning.version}.")
 
         with timed("evaluate", seconds):
-            scores, verdict = evaluate_candidate(recipe, data, candidate, reigning, night.id)
+            scores, verdict = placed(recipe, evaluate_candidate)(recipe, data, candidate, reigning, night.id)
         if verdict.decision != "promote" and (judged := registered(recipe, verdict)):
             return end("skipped", f"nothing moved: the candidate is version {judged.version}, {verdict.decision}.")
 
         with timed("register", seconds):
-            version, page = promote_candidate(recipe, data, candidate, scores, verdict, night.id)
+            version, page = placed(recipe, promote_candidate)(recipe, data, candidate, scores, verdict, night.id)
         return end(
             OUTCOMES[verdict.decision],
             " ".join(verdict.reasons),

@@ -79,7 +79,7 @@ def mix_splits(recipe: Recipe, conversations: list[Conversations]) -> TokenisedM
     return mixture
 
 
-@flow(name="prepare-data", flow_run_name="prepare data: {recipe.name}")
+@flow(name="prepare-data", flow_run_name="prepare data: {recipe.name}", persist_result=True, result_serializer="json")
 def prepare_data(recipe: Recipe, night: str) -> Data:
     """Fetch every source and the base, let the data gate look at each source, and mix what passes.
 

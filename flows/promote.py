@@ -64,7 +64,7 @@ def report_verdict(
     return str(store.folder(told) / "report.html")
 
 
-@flow(name="promote", flow_run_name="promote: {recipe.name}")
+@flow(name="promote", flow_run_name="promote: {recipe.name}", persist_result=True, result_serializer="json")
 def promote_candidate(
     recipe: Recipe, data: Data, candidate: Adapter, scores: dict[str, Scores], verdict: Verdict, night: str
 ) -> tuple[Version, str]:

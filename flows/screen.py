@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger("nightowl")
+log.setLevel(logging.INFO)
 # Standard output is for results (`--json` included); the story of the night goes to standard error.
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
@@ -32,7 +33,6 @@ class _Story(logging.Handler):
 
 def tell() -> None:
     """Print what the stages say to this terminal; calling it twice changes nothing."""
-    log.setLevel(logging.INFO)
     log.propagate = False
     if not any(isinstance(handler, _Story) for handler in log.handlers):
         log.addHandler(_Story())

@@ -172,6 +172,8 @@ def worker(pool: str, api: str) -> Iterator[Callable[[], None]]:
         "PREFECT_UI_URL": api.removesuffix("/api"),
         # Seconds between two looks for work: a night that a person starts should show a line soon.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # The worker's log is the only terminal that its runs have.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         # Seconds between a run's signs of life, by which the server tells that its process is gone.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }

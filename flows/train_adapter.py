@@ -49,7 +49,7 @@ def train_candidate(recipe: Recipe, data: Data, night: str) -> Adapter:
     return adapter
 
 
-@flow(name="train-adapter", flow_run_name="train: {recipe.name}")
+@flow(name="train-adapter", flow_run_name="train: {recipe.name}", persist_result=True, result_serializer="json")
 def train_adapter(recipe: Recipe, data: Data, night: str) -> Adapter:
     """Train the recipe's candidate on a mixture, in a process of its own. `night`: its MLflow run id."""
     adapter = train_candidate(recipe, data, night)

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -127,8 +128,36 @@ class Stack:
     def run(self, run_id: str) -> dict[str, Any]:
         return self.server.get(f"/flow_runs/{run_id}")
 
+    def ended(self, run_id: str, seconds: float) -> dict[str, Any]:
+        """A run when it has ended; fails, with its log, when that takes longer."""
+        last = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_for(lambda: self.run(run_id)["state"]["type"] in last, seconds, lambda: self.log(run_id))
+        return self.run(run_id)
+
+    def log(self, run_id: str) -> str:
+        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
+        return "\n".join(line["message"] for line in self.server.send("POST", "/logs/filter", query))
+
     def runs(self, **how: Any) -> list[dict[str, Any]]:
         return self.server.send("POST", "/flow_runs/filter", how)
+
+
+T = TypeVar("T")
+
+
+def wait_for(look: Callable[[], T | None], seconds: float, why: Callable[[], str] = str) -> T:
+    """What `look` returns once that is something; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture(scope="session", name="wait_for")
+def wait_for_() -> Callable[..., Any]:
+    """Waits until something is so."""
+    return wait_for
 
 
 def wait_gone(pids: list[int]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,13 @@ def test_a_difference_is_shown_before_it_is_applied(up: Stack, tiny_recipe: dict
 
 
 def test_the_cron_line_yields_scheduled_runs_in_its_time_zone(
-    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
 ) -> None:
     schedule = {"cron": "30 2 * * *", "timezone": "Asia/Shanghai"}
     up.deploy({**tiny_recipe, "name": "scheduled", "schedule": schedule}, tmp_path / "scheduled.yaml")
     deployment = up.server.get("/deployments/name/nightly/scheduled")
     query = {"deployments": {"id": {"any_": [deployment["id"]]}}}
-    deadline = time.monotonic() + 90
-    while not (runs := up.runs(**query)):
-        assert time.monotonic() < deadline, "the scheduler made no runs"
-        time.sleep(1)
+    runs = wait_for(lambda: up.runs(**query), 90)
     due = [datetime.fromisoformat(run["expected_start_time"]).astimezone(UTC) for run in runs]
     assert {(moment.hour, moment.minute) for moment in due} == {(18, 30)}
     assert {run["state_name"] for run in runs} == {"Scheduled"}

@@ -1,0 +1,98 @@
+"""Nights on real workers: stages on their pools, a stage whose process is killed, a night that a person cancels."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.placement import _RAISED, _foreseen
+from tasks.errors import BadInput, NightowlError, Refused, WorldFailed
+
+Stack = Any  # of conftest.py
+CHECKPOINT = 20
+pytestmark = pytest.mark.timeout(1200)
+
+
+def long(recipe: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """The tiny recipe with enough steps to be interrupted."""
+    training = {**recipe["training"], "max_steps": 300, "epochs": 100, "save_steps": CHECKPOINT}
+    return {**recipe, **how, "training": {**training, **how.get("training", {})}}
+
+
+def trainers(home: Path) -> list[psutil.Process]:
+    """The training processes of a home."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "spec.json" in " ".join(command) and any(word.startswith(str(home)) for word in command):
+            found.append(process)
+    return found
+
+
+def past_a_checkpoint(home: Path, known: set[Path]) -> list[psutil.Process]:
+    """The training processes, once there is a checkpoint that was not there before."""
+    return trainers(home) if set(home.glob("store/work/adapter-*/**/checkpoint-*")) - known else []
+
+
+def test_a_night_on_the_pools_survives_the_death_of_its_training(
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    up.deploy(long(tiny_recipe, name="placed", placement="pools"), tmp_path / "placed.yaml")
+    night = up.start("nightly/placed")
+    (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, set()), 500, lambda: up.log(night["id"]))
+    stage = trainer.parent()
+    assert stage is not None
+    stage.kill()
+    ended = up.ended(night["id"], 600)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
+
+    query = {"flow_runs": {"parent_flow_run_id": {"any_": [night["id"]]}}}
+    by_flow: dict[str, list[str]] = {}
+    for run in up.runs(**query, sort="START_TIME_ASC"):
+        by_flow.setdefault(run["name"].partition(":")[0], []).append(run["state"]["type"])
+        assert run["work_pool_name"] == ("gpu" if run["name"].startswith(("train", "evaluate")) else "data")
+    assert by_flow == {
+        "prepare data": ["COMPLETED"],
+        "train": ["CRASHED", "COMPLETED"],
+        "evaluate": ["COMPLETED"],
+        "promote": ["COMPLETED"],
+    }
+    (adapter,) = (json.loads(path.read_text()) for path in up.home.glob("store/adapter/*/manifest.json"))
+    assert adapter["resumed"] >= CHECKPOINT
+    assert adapter["steps"] == 300
+    assert "its process is gone" in up.log(night["id"])
+
+
+def test_a_night_that_a_person_cancels_stops_its_training(
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    up.deploy(long(tiny_recipe, name="cancelled", training={"seed": 1}), tmp_path / "cancelled.yaml")
+    known = set(up.home.glob("store/work/adapter-*/**/checkpoint-*"))
+    night = up.start("nightly/cancelled")
+    (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, known), 500, lambda: up.log(night["id"]))
+    started = time.monotonic()
+    up.server.send("POST", f"/flow_runs/{night['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    wait_for(lambda: not trainer.is_running(), 60)
+    assert time.monotonic() - started < 30
+    assert up.ended(night["id"], 60)["state"]["type"] == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        Refused("sources.chat: 40 % of the rows\nbreak rules. See the pages."),
+        BadInput("training.rank", 0, "is too small", "Give more."),
+        WorldFailed("hub", "does not answer", "Try later."),
+    ],
+)
+def test_what_a_stage_raises_on_its_pool_arrives_as_it_was(raised: NightowlError) -> None:
+    told = _RAISED.search(f"Flow run encountered an exception: {type(raised).__name__}: {raised}")
+    assert told
+    arrived = _foreseen(told["kind"], told["message"])
+    assert (type(arrived), str(arrived), arrived.exit_code) == (type(raised), str(raised), raised.exit_code)
