@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from flows.command import JsonOption, SetOption, answers, load, prepare
 
 if TYPE_CHECKING:
-    from flows.deploy import Change, Server, Wanted
+    from flows.server import Change, Server, Wanted
     from tasks.recipe import Recipe
 
 app = typer.Typer()
@@ -34,7 +35,7 @@ def up(
     """Keep the whole stack running on this home, until Ctrl-C: Prefect, MLflow, a data and a gpu worker."""
     deployed = _recipes(recipes)
     prepare()
-    from flows.deploy import apply
+    from flows.server import apply
     from flows.services import is_up, stack
     from tasks.store import home
 
@@ -42,7 +43,8 @@ def up(
         return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
 
     def deploy(server: Server) -> None:
-        _say_changes(apply(_wanted(server, deployed)))
+        for asked in _asked(server, deployed):
+            _say_changes(apply(asked()))
 
     signal.signal(signal.SIGTERM, _interrupt)
     print(f"starting Prefect, MLflow and two workers on {home()} ...", file=sys.stderr, flush=True)
@@ -67,7 +69,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
 @answers
 def deploy(
     recipes: RecipesArgument = None,
-    changes: SetOption = None,
+    settings: SetOption = None,
     only_show: Annotated[bool, typer.Option("--show", help="Only show what would change.")] = False,
     pool_type: Annotated[
         str | None, typer.Option(help="Type of pools that are made now: process, docker, kubernetes.")
@@ -75,35 +77,45 @@ def deploy(
     as_json: JsonOption = False,
 ) -> Any:
     """Show what would change on the Prefect server (that of `nightowl up`, or PREFECT_API_URL), and apply it."""
-    deployed = _recipes(recipes, changes)
+    deployed = _recipes(recipes, settings)
     prepare()
-    from flows import deploy
+    from flows.server import Server, apply, changes
     from flows.services import is_up
 
     running = is_up()
-    server = deploy.Server(running["prefect"]) if running else deploy.Server.of_environment()
-    wanted = _wanted(server, deployed, pool_type)
-    found = deploy.changes(wanted)
+    server = Server(running["prefect"]) if running else Server.of_environment()
+    asked = _asked(server, deployed, pool_type)
+    found = [change for wanted in asked for change in changes(wanted())]
     if not as_json:
         _say_changes(found)
     if not only_show:
-        deploy.apply(wanted)
-    done = "would change" if only_show else "changed"
+        for wanted in asked:
+            apply(wanted())
+    done = "to change" if only_show else "changed"
     told = {"changes": [change.model_dump(mode="json") for change in found], "applied": not only_show}
-    return told, lambda: print(f"{len(found)} of {len(wanted)} {done}")
+    return told, lambda: print(f"{len(found) or 'nothing'} {done}")
 
 
-def _recipes(names: Sequence[str] | None, changes: list[str] | None = None) -> list[Recipe]:
+def _recipes(names: Sequence[str] | None, settings: list[str] | None = None) -> list[Recipe]:
     from tasks.recipe import PRESETS
 
     names = names or sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    return [load(name, changes)[0] for name in names]
+    return [load(name, settings)[0] for name in names]
 
 
-def _wanted(server: Server, recipes: Sequence[Recipe], pool_type: str | None = None) -> list[Wanted]:
-    from flows import deploy
+def _asked(
+    server: Server, recipes: Sequence[Recipe], pool_type: str | None = None
+) -> list[Callable[[], Sequence[Wanted]]]:
+    """What the files ask of a server, in the order of application: what comes later needs what comes before."""
+    from flows.automations import automations, notification
+    from flows.deploy import deployments, pools
 
-    return [*deploy.pools(server, pool_type), *deploy.deployments(server, recipes)]
+    return [
+        partial(pools, server, pool_type),
+        partial(notification, server),
+        partial(deployments, server, recipes),
+        partial(automations, server, recipes),
+    ]
 
 
 def _say_changes(changes: Sequence[Change]) -> None:

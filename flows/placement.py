@@ -94,10 +94,8 @@ def _result(run: FlowRun, name: str) -> Any:
         return run.state.result()
     if run.state.is_failed() and (raised := _RAISED.search(run.state.message or "")):
         raise _foreseen(raised["kind"], raised["message"].strip())
-    state = (
-        "died again and again" if run.state.is_crashed() else f"was {(run.state.name or str(run.state.type)).lower()}"
-    )
-    raise WorldFailed(name, state, f"Its log is in Prefect, flow run {run.name}; the next night goes on from there.")
+    ended = "died again and again" if run.state.is_crashed() else f"ended as {run.state.name}"
+    raise WorldFailed(name, ended, f"Its log is in Prefect, flow run {run.name}; the next night goes on from there.")
 
 
 def _foreseen(kind: str, message: str) -> NightowlError:

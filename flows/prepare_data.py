@@ -6,6 +6,7 @@ from logging import INFO, WARNING
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict
 
 from flows.screen import log, timed
@@ -96,7 +97,10 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
         with timed("validate", seconds):
             gated = [look_at(recipe, source, snapshots[source.name], base) for source in recipe.sources]
             if refusals := [str(refusal) for refusal in gated if isinstance(refusal, Refused)]:
-                raise Refused("\n".join(refusals))
+                told = {"recipe": recipe.name, "reason": "\n".join(refusals)}
+                resource = {"prefect.resource.id": f"nightowl.recipe.{recipe.name}"}
+                emit_event(event="nightowl.gate.stopped", resource=resource, payload=told)
+                raise Refused(told["reason"])
             passed = [found for found in gated if not isinstance(found, Refused)]
             conversations, since = [source for source, _ in passed], [change for _, change in passed]
             remember(recipe, conversations, since, store)

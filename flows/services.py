@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flows.deploy import Server
+from flows.server import Server
 from tasks.errors import WorldFailed
 from tasks.registry import tracking_uri
 from tasks.store import home, write_whole

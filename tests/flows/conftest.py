@@ -7,18 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import psutil
 import pytest
 import yaml
 
-from flows.deploy import Server
+from flows.server import Server
 from flows.services import free_port
 from tasks.recipe import PRESETS
 
@@ -104,6 +108,10 @@ class Stack:
     command: list[str]
     environment: dict[str, str]
     process: subprocess.Popen[str]
+    told: list[str]
+    """What has been sent to the webhook for notifications."""
+    silent: dict[str, str]
+    """Flow runs that sent one sign of life when the stack came up and none since: `running`, `suspended`."""
 
     @property
     def server(self) -> Server:
@@ -176,13 +184,52 @@ def wait_gone_() -> Callable[[list[int]], None]:
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def webhook() -> Iterator[tuple[str, list[str]]]:
+    """A webhook on this machine: its URL, and the bodies that it has been sent."""
+    told: list[str] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/token-of-the-webhook", told
+    server.shutdown()
+
+
+def go_silent(server: Server) -> dict[str, str]:
+    """Two flow runs without a process: one says that it runs, one is suspended."""
+    flow = server.send("POST", "/flows/", {"name": "silent"})["id"]
+    made = {}
+    for name, state in (("running", "RUNNING"), ("suspended", "PAUSED")):
+        body = {"flow_id": flow, "name": name, "state": {"type": "RUNNING"}}
+        run = made[name] = server.send("POST", "/flow_runs/", body)["id"]
+        told = [("prefect.flow-run.heartbeat", 1)] + ([("prefect.flow-run.Suspended", 2)] if state == "PAUSED" else [])
+        if state == "PAUSED":
+            paused = {"type": "PAUSED", "name": "Suspended"}
+            server.send("POST", f"/flow_runs/{run}/set_state", {"state": paused, "force": True})
+        for event, second in told:
+            moment = (datetime.now(UTC) + timedelta(milliseconds=second)).isoformat()
+            resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
+            event_id = str(uuid4())
+            server.send("POST", "/events", [{"event": event, "resource": resource, "id": event_id, "occurred": moment}])
+    return made
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, list[str]]) -> Iterator[Stack]:
     """`nightowl up` on a home of its own, for the session; Ctrl-C has to end it and all that it started."""
     home = tmp_path_factory.mktemp("up")
     command = [sys.executable, "-m", "flows.cli"]
     led_away = ("MLFLOW_TRACKING_URI", "NIGHTOWL_STORE", "PREFECT_API_URL", "PREFECT_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in led_away}
-    environment |= {"NIGHTOWL_HOME": str(home)}
+    environment |= {"NIGHTOWL_HOME": str(home), "NIGHTOWL_NOTIFY_URL": webhook[0]}
     ports = ["--prefect-port", str(free_port(0)), "--mlflow-port", str(free_port(0))]
     with subprocess.Popen(
         [*command, "up", "--json", *ports], stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True
@@ -190,7 +237,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert process.stdout
         urls = json.loads(process.stdout.readline())
         pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        yield Stack(home, urls["prefect"], urls["mlflow"], command, environment, process)
+        silent = go_silent(Server(urls["prefect"]))
+        yield Stack(home, urls["prefect"], urls["mlflow"], command, environment, process, webhook[1], silent)
         process.send_signal(signal.SIGINT)
         assert process.wait(90) == 0
     wait_gone(pids)

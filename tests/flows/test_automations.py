@@ -1,0 +1,84 @@
+"""What the server does by itself: a source that moves starts a night, and people are told what went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks.fetch import fetch, fetch_base
+from tasks.recipe import parse
+from tasks.store import Store
+
+Stack = Any  # of conftest.py
+pytestmark = pytest.mark.timeout(900)
+
+
+def chats(path: Path, rows: int) -> None:
+    frame = pl.DataFrame(
+        {"instruction": [f"Say {n}." for n in range(rows)], "output": [f"It is {n}." for n in range(rows)]}
+    )
+    frame.write_ndjson(path)
+
+
+def test_each_of_the_file_is_there(up: Stack) -> None:
+    names = {one["name"] for one in up.server.send("POST", "/automations/filter", {"limit": 200})}
+    assert names >= {
+        "nightowl: a source of demo moved",
+        "nightowl: no successful night of demo in 26 hours",
+        "nightowl: a night failed",
+        "nightowl: the data gate stopped a night",
+        "nightowl: the champion changed",
+        "nightowl: the gpu pool has no worker",
+        "nightowl: a run whose process is gone is crashed",
+    }
+
+
+def test_the_address_of_the_webhook_is_a_secret(up: Stack) -> None:
+    shown = json.dumps(up.server.send("POST", "/block_documents/filter", {}))
+    assert "nightowl-notify" in shown
+    assert "token-of-the-webhook" not in shown
+
+
+def test_a_source_that_moves_starts_a_night_and_the_gate_tells(
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    data = tmp_path / "chats.jsonl"
+    source = {"name": "chat", "uri": f"file://{data}", "kind": "chat", "share": 1.0}
+    plain = {**tiny_recipe, "name": "gated", "sources": [source], "quality": {"min_rows": 10_000}}
+    recipe = parse(plain)
+    chats(data, 30)
+    store = Store(up.home / "store")
+    fetch(recipe.sources[0], store)
+    fetch_base(recipe.base, store)
+    up.deploy(plain, tmp_path / "gated.yaml")
+
+    still = up.start("watch-sources/gated")
+    assert up.ended(still["id"], 120)["state"]["type"] == "COMPLETED"
+    nightly = up.server.get("/deployments/name/nightly/gated")["id"]
+    query = {"deployments": {"id": {"any_": [nightly]}}}
+    assert up.runs(**query) == []
+
+    chats(data, 40)
+    moved = up.start("watch-sources/gated")
+    assert up.ended(moved["id"], 120)["state"]["type"] == "COMPLETED", up.log(moved["id"])
+    (night,) = wait_for(lambda: up.runs(**query), 60, lambda: up.log(moved["id"]))
+    ended = up.ended(night["id"], 300)
+    assert ended["state"]["type"] == "FAILED"
+    assert "Refused: sources.chat" in ended["state"]["message"]
+
+    def told(text: str) -> bool:
+        return any(text in body for body in up.told)
+
+    wait_for(lambda: told("The data gate stopped gated") and told("Night gated: Failed"), 60, lambda: str(up.told))
+
+
+def test_a_run_whose_process_is_gone_is_crashed_and_a_suspended_one_is_not(
+    up: Stack, wait_for: Callable[..., Any]
+) -> None:
+    wait_for(lambda: up.run(up.silent["running"])["state"]["type"] == "CRASHED", 240)
+    assert up.run(up.silent["suspended"])["state"]["name"] == "Suspended"
