@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,20 @@ def test_every_preset_is_a_recipe() -> None:
     for preset in presets:
         loaded, _ = recipe.load(preset)
         assert loaded.name == preset.stem
+
+
+@pytest.mark.parametrize("preset", sorted(recipe.PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_opens_with_what_it_does_and_how_to_use_it(preset: Path) -> None:
+    head = re.match(r"(#.*\n)+", preset.read_text(encoding="utf-8"))
+    assert head
+    for word in ("What it does", "What it needs", "Run", "Override", "Schedule"):
+        assert f"\n# {word:14} " in head[0]
+    for name, *settings in re.findall(r"nightowl (?:run|deploy) ([\w./-]+)((?: --set \S+)*)", head[0]):
+        changes = [] if not settings[0] else settings[0].removeprefix(" --set ").split(" --set ")
+        loaded, _ = recipe.load(Path(name).stem, changes)
+        assert loaded.name == preset.stem
+        assert (loaded.schedule is not None) >= ("schedule.timezone" in settings[0])
+    assert recipe.load(preset)[0].evaluation.suites[0].role == "target"
 
 
 def test_every_field_is_described() -> None:
