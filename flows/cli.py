@@ -70,10 +70,11 @@ def run(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
         raise BadInput("placement", "pools", "needs workers, and none run on this home", way_out)
     with for_one_night() as api:
         os.environ["PREFECT_API_URL"] = api
-        # Where `nightowl up` will show this night; the server of this one night has no pages.
-        os.environ.setdefault(
-            "PREFECT_UI_URL", "http://127.0.0.1:4200" if is_up() is None else api.removesuffix("/api")
-        )
+        # Where `nightowl up` shows this night, or will: the server of this one night has no pages.
+        running = is_up()
+        os.environ.setdefault("PREFECT_UI_URL", api.removesuffix("/api") if running else "http://127.0.0.1:4200")
+        if running:
+            os.environ.setdefault("NIGHTOWL_MLFLOW_UI", running["mlflow"])
         from flows.nightly import nightly
         from flows.result import tell
 

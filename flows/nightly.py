@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.artifacts import show_bill, show_night
+from flows.bill import bill
 from flows.evaluate import evaluate_candidate
 from flows.placement import placed
 from flows.prepare_data import prepare_data
@@ -17,6 +20,7 @@ from flows.train_adapter import train_adapter
 from tasks.recipe import Recipe, Setting, settings_of
 from tasks.register import registered
 from tasks.registry import Night, NightOutcome, champion
+from tasks.store import Manifest, Store
 
 OUTCOMES: Mapping[str, NightOutcome] = {"promote": "promoted", "keep": "kept", "cannot tell": "cannot tell"}
 
@@ -28,27 +32,25 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
     `settings` says where the recipe's values come from, where the command line knows. Raises Refused when the data
     gate stops the night, BadInput and WorldFailed as the stages do; MLflow has the reason however the night ends.
     """
-    seconds: dict[str, float] = {}
+    started, seconds, made = datetime.now(UTC), dict[str, float](), list[Manifest]()
 
     def end(outcome: NightOutcome, reason: str, **more: object) -> NightResult:
+        spent = bill(recipe, seconds, started, made, Store.open())
+        night.metrics(spent.metrics)
+        show_bill(recipe, spent)
         night.finish(outcome, reason)
-        return NightResult.model_validate(
-            {
-                "recipe": recipe.name,
-                "outcome": outcome,
-                "reason": reason,
-                "run_id": night.id,
-                "seconds": seconds,
-                **more,
-            }
-        )
+        told = {"recipe": recipe.name, "outcome": outcome, "reason": reason, "run_id": night.id, "bill": spent}
+        return NightResult.model_validate({**told, "seconds": seconds, **more})
 
     with Night.start(recipe, settings or settings_of(recipe), flow_run.get_flow_run_ui_url()) as night:
+        show_night(recipe, night)
         data = placed(recipe, prepare_data)(recipe, night.id)
         seconds.update(data.seconds)
+        made += [data.base, *data.snapshots.values()]
 
         with timed("train", seconds):
             candidate = placed(recipe, train_adapter)(recipe, data, night.id)
+            made.append(candidate)
 
         reigning = champion(recipe)
         if reigning and reigning.adapter == candidate.address:
@@ -56,6 +58,7 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
 
         with timed("evaluate", seconds):
             scores, verdict = placed(recipe, evaluate_candidate)(recipe, data, candidate, reigning, night.id)
+            made += scores.values()
         if verdict.decision != "promote" and (judged := registered(recipe, verdict)):
             return end("skipped", f"nothing moved: the candidate is version {judged.version}, {verdict.decision}.")
 

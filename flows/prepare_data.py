@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict
 
+from flows.artifacts import show_data
 from flows.screen import log, timed
 from tasks.compare import remember
 from tasks.conversations import Conversations
@@ -113,6 +114,7 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
             stage.inputs(mixture, conversations=conversations)
             stage.made(mixture)
             stage.artifact(store.folder(mixture) / "composition.png")
+            show_data(recipe, snapshots, conversations, mixture, stage)
     return Data(
         base=base, snapshots=snapshots, conversations=conversations, changes=since, mixture=mixture, seconds=seconds
     )

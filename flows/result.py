@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.bill import Bill
 from flows.screen import console
 from tasks.evaluation import Comparison
 from tasks.registry import NightOutcome, Version
@@ -19,6 +20,7 @@ class NightResult(BaseModel):
     reason: str
     run_id: str
     seconds: dict[str, float]
+    bill: Bill
     comparisons: tuple[Comparison, ...] = ()
     version: Version | None = None
     report: str | None = None
@@ -30,7 +32,9 @@ def tell(result: NightResult) -> None:
     version = f", {result.version.model} version {result.version.version}" if result.version else ""
     said = "" if result.comparisons else f": {result.reason}"
     console.print(f"[bold]{result.outcome}[/bold]{version}{said}", soft_wrap=True)
-    console.print(f"took {sum(result.seconds.values()):.0f} s ({spent})", style="dim")
+    bill = result.bill
+    cost = f"; {bill.cost:.2f} {bill.currency}" if bill.cost is not None else ""
+    console.print(f"took {sum(result.seconds.values()):.0f} s ({spent}){cost}", style="dim")
     if result.report:
         console.print(f"report    {result.report}", soft_wrap=True)
     console.print("see it in Prefect and MLflow:  nightowl up", soft_wrap=True)

@@ -164,12 +164,13 @@ def mlflow_server(port: int) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 @contextmanager
-def worker(pool: str, api: str) -> Iterator[Callable[[], None]]:
+def worker(pool: str, api: str, mlflow: str) -> Iterator[Callable[[], None]]:
     """A worker that runs the flows of a process pool on this machine; yields a wait until it is online."""
     name = f"{pool}-{os.getpid()}"
     extra = {
         "PREFECT_API_URL": api,
         "PREFECT_UI_URL": api.removesuffix("/api"),
+        "NIGHTOWL_MLFLOW_UI": mlflow,
         # Seconds between two looks for work: a night that a person starts should show a line soon.
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         # The worker's log is the only terminal that its runs have.
@@ -260,7 +261,7 @@ def stack(prefect_port: int, mlflow_port: int, deploy: Callable[[Server], object
     """Both servers with what `deploy` puts on them, and a worker for each pool, until the block ends."""
     with servers(prefect_port, mlflow_port) as urls, ExitStack() as running:
         deploy(Server(urls["prefect"]))
-        online = [running.enter_context(worker(pool, urls["prefect"])) for pool in POOLS]
+        online = [running.enter_context(worker(pool, urls["prefect"], urls["mlflow"])) for pool in POOLS]
         for wait in online:
             wait()
         yield urls

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,9 +129,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def _links(version: Version | None, night: Night | None) -> dict[str, str]:
-    uri = registry.tracking_uri()
-    # The embedded default is looked at with `nightowl up`, which prefers this port.
-    site = uri.rstrip("/") if uri.startswith("http") else os.environ.get("NIGHTOWL_MLFLOW_UI", "http://127.0.0.1:5000")
+    site = registry.site()
     links = {}
     if night:
         runs = f"{site}/#/experiments/{night.experiment_id}/runs"

@@ -19,7 +19,7 @@ from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.page import Story, graph, page
 from tasks.registry.record import Record, libraries, make_record, read_record
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
-from tasks.registry.tracking import answers, client, tracking_uri
+from tasks.registry.tracking import answers, client, site, tracking_uri
 from tasks.registry.versions import (
     candidates,
     champion,
@@ -88,6 +88,7 @@ __all__ = [
     "score_metrics",
     "score_table",
     "shown",
+    "site",
     "source_names",
     "source_tags",
     "suite_rows",

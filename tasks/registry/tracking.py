@@ -25,6 +25,12 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow/mlflow.db"
 
 
+def site() -> str:
+    """Where a person looks at MLflow: the tracking server, else where `nightowl up` shows the embedded database."""
+    uri = tracking_uri()
+    return uri.rstrip("/") if uri.startswith("http") else os.environ.get("NIGHTOWL_MLFLOW_UI", "http://127.0.0.1:5000")
+
+
 def client() -> Any:
     """An MlflowClient on `tracking_uri()`; makes the embedded database where there is none.
 

@@ -25,6 +25,7 @@ import yaml
 from flows.server import Server
 from flows.services import free_port
 from tasks.recipe import PRESETS
+from tasks.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_CHAT = "sample://chat?size=120&seed=0"
@@ -54,6 +55,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
+        initializer_range=0.3,  # large enough for the head to tell tokens apart
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
@@ -243,3 +245,8 @@ def up(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, list[str]])
         assert process.wait(90) == 0
     wait_gone(pids)
     assert not (home / "up.json").exists()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
