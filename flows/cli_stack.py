@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from flows.server import Change, Server, Wanted
     from tasks.recipe import Recipe
 
+SHOWN = 8
+"""Fields of a changed thing that are shown in words."""
+
 app = typer.Typer()
 
 RecipesArgument = Annotated[
@@ -121,8 +124,10 @@ def _asked(
 def _say_changes(changes: Sequence[Change]) -> None:
     for change in changes:
         print(f"{change.what:8} {change.kind:12} {change.name}", file=sys.stderr)
-        for field, (before, after) in change.fields.items():
+        for field, (before, after) in list(change.fields.items())[:SHOWN]:
             print(f"{'':21} {field}: {_short(before)} -> {_short(after)}", file=sys.stderr)
+        if len(change.fields) > SHOWN:
+            print(f"{'':21} and {len(change.fields) - SHOWN} more; --json has them all", file=sys.stderr)
 
 
 def _short(value: object) -> str:

@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 import pytest
 
+pytest_plugins = ("stack",)  # tests/fixtures
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Before any library is imported: some read these at import.

@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from stack import Stack
 
 from tasks.fetch import fetch, fetch_base
 from tasks.recipe import parse
 from tasks.store import Store
 
-Stack = Any  # of conftest.py
 pytestmark = pytest.mark.timeout(900)
 
 

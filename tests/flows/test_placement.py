@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
+from stack import Stack
 
 from flows.placement import _RAISED, _foreseen
 from tasks.errors import BadInput, NightowlError, Refused, WorldFailed
 
-Stack = Any  # of conftest.py
 CHECKPOINT = 20
 pytestmark = pytest.mark.timeout(1200)
 

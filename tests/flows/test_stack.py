@@ -12,8 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-
-Stack = Any  # of conftest.py
+from stack import Stack
 
 IDLE_BYTES = 1.5e9
 
