@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger("nightowl")
 log.setLevel(logging.INFO)
+libraries = log.getChild("libraries")
+"""What the training libraries print: for the run's log, not for the story in the terminal."""
 # Standard output is for results (`--json` included); the story of the night goes to standard error.
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
@@ -35,7 +37,9 @@ def tell() -> None:
     """Print what the stages say to this terminal; calling it twice changes nothing."""
     log.propagate = False
     if not any(isinstance(handler, _Story) for handler in log.handlers):
-        log.addHandler(_Story())
+        story = _Story()
+        story.addFilter(lambda record: not record.name.startswith(libraries.name))
+        log.addHandler(story)
 
 
 @contextmanager

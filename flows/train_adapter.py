@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 from uuid import UUID
 
@@ -11,13 +13,15 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.prepare_data import Data
-from flows.screen import log, progress
+from flows.screen import libraries, log, progress
 from tasks.recipe import Recipe
 from tasks.registry import Night
 from tasks.store import Store
-from tasks.train import train
+from tasks.train import log_file, train
 from tasks.training import Adapter, Progress
 
+LOG_BYTES = 65_536
+"""Most that is passed on at once of what the training libraries print."""
 CANDIDATE = "candidate-1"
 ARTIFACT_SECONDS = 2
 """Least time between two updates of the progress artifact: each is a request to the server."""
@@ -31,11 +35,14 @@ def train_candidate(recipe: Recipe, data: Data, night: str) -> Adapter:
         stage.inputs(data.mixture, data.snapshots, data.conversations)
         stage.params({f"training.{name}": value for name, value in recipe.training})
 
+        pass_on = _reader(log_file(recipe, data.mixture, data.base, Store.open()))
+
         def on_progress(now: Progress) -> None:
             nonlocal last
             left = (now.steps - now.step) * now.seconds / max(now.step, 1)
             note = f"loss {now.loss:.3f}, {now.tokens_per_second:.0f} tokens/s"
             advance(now.step, now.steps, note)
+            pass_on()
             figures = now.model_dump(exclude={"step", "steps"}, exclude_none=True)
             stage.metrics(figures, step=now.step)
             if time.monotonic() - last >= ARTIFACT_SECONDS or now.step == now.steps:
@@ -47,6 +54,26 @@ def train_candidate(recipe: Recipe, data: Data, night: str) -> Adapter:
         stage.made(adapter)
     update_progress_artifact(artifact, 100.0, description=f"Trained: adapter {adapter.short}")
     return adapter
+
+
+def _reader(path: Path) -> Callable[[], None]:
+    """Passes on to the run's log what the training libraries have printed since the last call, but progress bars."""
+    said = 0
+
+    def pass_on() -> None:
+        nonlocal said
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(said)
+            new = file.read(LOG_BYTES)
+        whole, end, _ = new.rpartition(b"\n")
+        said += len(whole) + len(end)
+        for line in whole.decode(errors="replace").split("\n"):
+            if line.strip() and "\r" not in line:
+                libraries.info("%s", line.rstrip())
+
+    return pass_on
 
 
 @flow(name="train-adapter", flow_run_name="train: {recipe.name}", persist_result=True, result_serializer="json")

@@ -171,6 +171,10 @@ class Store:
             self.find(type(manifest), manifest.address)
         return path
 
+    def work(self, kind: type[Manifest], address: str) -> Path:
+        """Where an output is being built, before it exists."""
+        return self.root / "work" / f"{kind.kind}-{address}"
+
     def find(self, kind: type[M], address: str) -> M | None:
         """The output at an address, or None where there is none (yet)."""
         path = self._path(kind, address)
@@ -215,7 +219,7 @@ class Store:
         address = self.address(kind, inputs)
         if found := self.find(kind, address):
             return found, False
-        work = self.root / "work" / f"{kind.kind}-{address}"
+        work = self.work(kind, address)
         try:
             work.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(str(work) + ".lock"):
@@ -238,7 +242,7 @@ class Store:
     def withdraw(self, manifest: Manifest, damaged: Iterable[str]) -> None:
         """Take back an output of which files are damaged; they are removed, the others wait for a resumable `make`."""
         path = self._path(type(manifest), manifest.address)
-        work = self.root / "work" / f"{manifest.kind}-{manifest.address}"
+        work = self.work(type(manifest), manifest.address)
         work.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(work) + ".lock"):
             if not (path / MANIFEST).exists():

@@ -16,7 +16,7 @@ from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Training
 from tasks.sources import BaseSnapshot
 from tasks.store import Manifest, Store, code_digest, file_digest
-from tasks.training import BACKENDS, Adapter, Progress, TrainingSpec, run, steps, weights_digest
+from tasks.training import BACKENDS, LOG, Adapter, Progress, TrainingSpec, run, steps, weights_digest
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
 
@@ -35,6 +35,11 @@ def adapter_inputs(recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot
         "training": recipe.training.model_dump(mode="json", exclude={"save_steps"}),
         "code": code_digest("tasks/train.py", "tasks/training", libraries=_LIBRARIES),
     }
+
+
+def log_file(recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot, store: Store) -> Path:
+    """Where what the training libraries print goes while an adapter is trained."""
+    return store.work(Adapter, Store.address(Adapter, adapter_inputs(recipe, mixture, base))) / LOG
 
 
 def train(

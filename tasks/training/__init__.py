@@ -4,12 +4,13 @@ from tasks.training.adapter_folder import require_base, weights_digest
 from tasks.training.process import run
 from tasks.training.rows import steps
 from tasks.training.schema import Adapter, Progress
-from tasks.training.spec import TrainingResult, TrainingSpec
+from tasks.training.spec import LOG, TrainingResult, TrainingSpec
 
 BACKENDS = {"unsloth": "tasks.training.unsloth_backend"}
 
 __all__ = [
     "BACKENDS",
+    "LOG",
     "Adapter",
     "Progress",
     "TrainingResult",
