@@ -21,8 +21,8 @@ pytestmark = pytest.mark.timeout(1200)
 
 def long(recipe: dict[str, Any], **how: Any) -> dict[str, Any]:
     """The tiny recipe with enough steps to be interrupted."""
-    training = {**recipe["training"], "max_steps": 200, "epochs": 100, "save_steps": CHECKPOINT}
-    training["learning_rate"] = 0.001
+    training = {**recipe["training"], "max_steps": 120, "epochs": 100, "save_steps": CHECKPOINT}
+    training["learning_rate"] = 1e-4  # hardly a change: what is trained is not what is tested
     return {**recipe, **how, "training": {**training, **how.get("training", {})}}
 
 
@@ -66,7 +66,7 @@ def test_a_night_on_the_pools_survives_the_death_of_its_training(
     }
     (adapter,) = (json.loads(path.read_text()) for path in up.home.glob("store/adapter/*/manifest.json"))
     assert adapter["resumed"] >= CHECKPOINT
-    assert adapter["steps"] == 200
+    assert adapter["steps"] == 120
     assert "its process is gone" in up.log(night["id"])
 
 
