@@ -35,6 +35,10 @@ _SCALARS: dict[str, Any] = {
 }
 # Whole numbers up to here are also exact as the floats they become in a column with floats.
 _EXACT = 2**53
+# Objects of more fields than this are keyed by something else than names: their text is kept.
+_MOST_FIELDS = 100
+# Tables have fewer columns; rows with other keys each would make a column of each.
+MOST_COLUMNS = 2000
 _NUMBERS = (("integer", "number"), ("number", "integer"))
 _NAMES = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "text"}
 
@@ -113,7 +117,7 @@ def _shape(value: object) -> Shape:
                 found = _shape(inner)
                 fields[key] = _join(fields.get(key, "null"), found if isinstance(found, str) else "json")
         # A struct needs a field; an object without any is told from null by its text alone.
-        return [fields] if fields else ["json"]
+        return [fields] if 0 < len(fields) <= _MOST_FIELDS else ["json"]
     inner_shape: Shape = "null"
     for item in value:
         found = _shape(item)
@@ -131,7 +135,10 @@ def _join(one: Shape, other: Shape) -> Shape:
         return "number" if (one, other) in _NUMBERS else "json"
     a, b = one[0], other[0]
     if isinstance(a, dict) and isinstance(b, dict):
-        return [{key: _join(a.get(key, "null"), b.get(key, "null")) for key in [*a, *(k for k in b if k not in a)]}]
+        keys = [*a, *(key for key in b if key not in a)]
+        if len(keys) > _MOST_FIELDS:
+            return ["json"]
+        return [{key: _join(a.get(key, "null"), b.get(key, "null")) for key in keys}]
     if isinstance(a, dict) or isinstance(b, dict):
         return one if b == "null" else other if a == "null" else ["json"]
     return [_join(a, b)]

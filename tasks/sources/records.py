@@ -10,7 +10,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,11 @@ DATA_SUFFIXES = tuple(kind + packed for kind in FORMATS for packed in ("", *PACK
 # A batch ends at whichever comes first; the bytes are of the text as it lies in the file.
 BATCH_ROWS = 50_000
 BATCH_BYTES = 32 * 2**20
+# No conversation is as long as this; what is has another form than its name says, or a quote that is not closed.
+ROW_BYTES = 64 * 2**20
 _PIECE = 2**20
+# Of text that repeats itself, zstandard makes thousands of times as much.
+_PACKED_PIECE = 2**16
 
 
 def is_data_file(name: str) -> bool:
@@ -71,6 +74,12 @@ def form(name: str) -> str:
     for packed in PACKED:
         lowered = lowered.removesuffix(packed)
     return "." + lowered.rpartition(".")[2]
+
+
+def _too_long(shown: str, number: int, line: bytes) -> BadInput:
+    excerpt = line[:80].decode("utf-8", "replace")
+    way_out = "Give one row a line (.jsonl), or an array of rows or rows one after the other (.json)."
+    return BadInput(f"{shown}:{number}", excerpt, f"begins a row of more than {ROW_BYTES // 10**6} MB", way_out)
 
 
 def _unreadable(shown: str, error: Exception) -> BadInput:
@@ -120,7 +129,7 @@ class _Zstandard(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self.content:
             if not self.packed:
-                self.packed = self.raw.read(_PIECE)
+                self.packed = self.raw.read(_PACKED_PIECE)
             if not self.packed:
                 if self.frame is not None:
                     raise EOFError("it ends inside a zstandard frame")
@@ -142,8 +151,12 @@ def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
     import pyarrow.parquet
 
     try:
-        parquet = pyarrow.parquet.ParquetFile(file)
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS // 10):
+        # Without a buffer of its own, the reader takes in the whole of a column of a row group.
+        parquet = pyarrow.parquet.ParquetFile(file, buffer_size=_PIECE)
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
+        widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        rows = max(1, min(BATCH_ROWS // 10, BATCH_BYTES // max(1, widest)))
+        for batch in parquet.iter_batches(batch_size=rows):
             yield Table(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
@@ -153,7 +166,7 @@ def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
 
 def _json_lines(file: IO[bytes], shown: str) -> Iterator[Piece]:
     first = 1
-    while lines := file.readlines(BATCH_BYTES):
+    for lines in _whole_lines(file, shown):
         if first == 1:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         for at in range(0, len(lines), BATCH_ROWS):
@@ -165,6 +178,20 @@ def _json_lines(file: IO[bytes], shown: str) -> Iterator[Piece]:
             if texts:
                 yield Lines(shown, texts, numbers)
         first += len(lines)
+
+
+def _whole_lines(file: IO[bytes], shown: str) -> Iterator[list[bytes]]:
+    rest, number = b"", 1
+    while piece := file.read(BATCH_BYTES):
+        ended, newline, rest = (rest + piece).rpartition(b"\n")
+        if newline:
+            lines = ended.split(b"\n")
+            number += len(lines)
+            yield lines
+        if len(rest) > ROW_BYTES:
+            raise _too_long(shown, number, rest)
+    if rest:
+        yield [rest]
 
 
 def _not_finite(text: str) -> None:
@@ -206,6 +233,8 @@ def _json(file: IO[bytes], shown: str) -> Iterator[list[Record]]:
                 except RecursionError as error:
                     raise bad_line(shown, line, pending[at : at + 80].encode(), "is nested too deep") from error
                 except ValueError as error:
+                    if len(pending) - at > ROW_BYTES:
+                        raise _too_long(shown, line, pending[at : at + 80].encode()) from error
                     if read:
                         break
                     raise bad_line(
@@ -249,7 +278,7 @@ def _skip(text: str, at: int) -> int:
 
 def _csv(file: IO[bytes], shown: str, delimiter: str, header: bool) -> Iterator[list[Record]]:
     """Every cell is text, as it is written: `007` stays `007`."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(ROW_BYTES)
     text = io.TextIOWrapper(cast(Any, file), encoding="utf-8-sig", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     batch: list[Record] = []

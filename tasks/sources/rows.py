@@ -11,7 +11,7 @@ import orjson
 import polars as pl
 
 from tasks.errors import BadInput
-from tasks.sources.columns import Columns, frame, observe, stated
+from tasks.sources.columns import MOST_COLUMNS, Columns, frame, observe, stated
 from tasks.sources.pieces import Piece, Within
 from tasks.sources.records import is_data_file, read_pieces
 from tasks.sources.snapshot import Snapshot
@@ -78,6 +78,10 @@ def survey(uri: SourceUri, folder: Path) -> int:
         for piece in parts:
             observe(columns, piece.records())
             rows += len(piece)
+            if len(columns) > MOST_COLUMNS:
+                names = ", ".join(list(columns)[:3])
+                problem = f"has rows with {len(columns)} different keys ({names}, ...)"
+                raise uri.bad(problem, "Give rows that have the same keys, such as prompt and completion.")
     if ROW_NUMBER in columns:
         raise BadInput(
             ROW_NUMBER, str(columns[ROW_NUMBER]), "is a column of the source", "Rename it: rows are numbered so."
