@@ -201,7 +201,7 @@ def choose_data(uri: SourceUri, listing: Listing) -> list[RemoteFile]:
             "has no data files" + (f" that match files={pattern}" if pattern else ""),
             f"Its files end in {', '.join(endings) or 'nothing'}; Parquet, JSON lines, JSON and CSV are read.",
         )
-    configs = [config for config in listing.card.get("configs") or [] if config.get("data_files")]
+    configs = [config for config in listing.card.get("configs") or [] if {"data_files", "data_dir"} & config.keys()]
     splits = _declared(uri, configs, files) if configs and not pattern else _by_name(uri, files)
     if not pattern:
         chosen = _pick(uri, "split", splits)
@@ -217,8 +217,12 @@ def choose_data(uri: SourceUri, listing: Listing) -> list[RemoteFile]:
 
 
 def _declared(uri: SourceUri, configs: list[dict[str, Any]], files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
-    named = {str(config.get("config_name", "default")): config["data_files"] for config in configs}
-    data_files = _pick(uri, "subset", named)
+    config = _pick(uri, "subset", {str(config.get("config_name", "default")): config for config in configs})
+    folder = str(config.get("data_dir") or "").strip("/")
+    start = f"{folder}/" if folder else ""
+    data_files = config.get("data_files")
+    if data_files is None:
+        return _splits([file for file in files if file.name.startswith(start)])
     if isinstance(data_files, str):
         data_files = [data_files]
     parts = [part if isinstance(part, dict) else {"split": "train", "path": part} for part in data_files]
@@ -226,7 +230,9 @@ def _declared(uri: SourceUri, configs: list[dict[str, Any]], files: list[RemoteF
     for part in parts:
         paths = part["path"] if isinstance(part["path"], list) else [part["path"]]
         splits.setdefault(str(part["split"]), []).extend(
-            file for file in files if any(glob_pattern(path).fullmatch(file.name) for path in paths)
+            file
+            for file in files
+            if any(glob_pattern(start + path.removeprefix("./")).fullmatch(file.name) for path in paths)
         )
     return {split: found for split, found in splits.items() if found}
 
@@ -237,6 +243,10 @@ def _by_name(uri: SourceUri, files: list[RemoteFile]) -> dict[str, list[RemoteFi
         files = [file for file in files if subset in Path(file.name).parts[:-1]]
         if not files:
             raise uri.bad(f"has no subset {subset!r}", f"Its folders: {', '.join(folders) or 'none'}.")
+    return _splits(files)
+
+
+def _splits(files: list[RemoteFile]) -> dict[str, list[RemoteFile]]:
     splits: dict[str, list[RemoteFile]] = {}
     for file in files:
         words = re.split(r"[/._-]", file.name.lower())
@@ -260,7 +270,15 @@ def _pick(uri: SourceUri, what: str, options: dict[str, T]) -> T:
 
 
 def glob_pattern(pattern: str) -> re.Pattern[str]:
-    """A glob over repository paths: `*` within a folder, `**` across folders."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
+    """A glob over repository paths: `*` within a folder, `**` across folders, `[...]` one of some characters."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", pattern.removeprefix("./"))
     signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(signs.get(part, re.escape(part)) for part in parts))
+
+    def sign(part: str) -> str:
+        if part.startswith("[") and len(part) > 1:
+            others = part[1] == "!"
+            letters = re.escape(part[1 + others : -1]).replace(r"\-", "-")
+            return f"[{'^' if others else ''}{letters}]"
+        return signs.get(part, re.escape(part))
+
+    return re.compile("".join(map(sign, parts)))

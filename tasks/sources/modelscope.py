@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -158,6 +159,10 @@ class ModelScope:
         response = self.api.legacy._request(
             "GET", f"{self.kind}s/{self.uri.path}/{tree}", params={"Revision": revision, "Recursive": "False"}
         )
+        # The client follows where the hub sends it, and does not say that it did.
+        there = re.search(rf"/{self.kind}s/([^/]+/[^/]+)/{tree}", urlsplit(response.url).path)
+        if there and there[1].lower() != self.uri.path.lower():
+            raise self.uri.bad(f"has been renamed to {there[1]}", f"Write modelscope://{there[1]}.")
         data = response.json().get("Data")
         latest = data.get("LatestCommitter") if isinstance(data, dict) else None
         return str((latest or {}).get("Id") or "")

@@ -100,7 +100,7 @@ class Bucket:
 
     def listing(self, revision: str | None) -> Listing:
         """The data objects; their digest is the commit."""
-        glob = re.search(r"[*?]", self.prefix)
+        glob = re.search(r"[*?[]", self.prefix)
         fixed = self.prefix[: glob.start()] if glob else self.prefix
         objects = self._list(fixed)
         folder = fixed.rpartition("/")[0] if glob or not self._has_folder(objects, fixed) else fixed.rstrip("/")

@@ -1,7 +1,7 @@
 """A hub on the loopback that speaks both hubs' APIs, as far as their clients use them, and can be told to fail.
 
-Repositories are folders of bytes by commit. Large files are LFS files: on the Hugging Face side they
-redirect to another host name, as there. A fault is armed for a part of a path and a number of requests.
+Repositories are folders of bytes by commit. Large files are LFS files, which both sides send from another host
+name. A fault is armed for a part of a path and a number of requests.
 """
 
 from __future__ import annotations
@@ -209,6 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.token and not self._may_read(repository):
             self._answer(b'{"Code": 403, "Message": "access denied", "Success": false}', 403)
             return
+        if repository.renamed_to:
+            tree = urlsplit(self.path).path.rpartition("/")[2]
+            location = f"/api/v1/{kind}s/{repository.renamed_to}/repo/{tree}?{urlsplit(self.path).query}"
+            self._answer(b"", 307, {"Location": location})
+            return
         sha, files = repository.at(query["Revision"]) or ("", {})
         entries: list[dict[str, Any]] = []
         for name, content in files.items():
@@ -240,7 +245,12 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None or query["FilePath"] not in found[1]:
             self._answer(b'{"Code": 404, "Message": "no file"}', 404)
             return
-        self._file(found[1][query["FilePath"]], query["FilePath"])
+        content = found[1][query["FilePath"]]
+        if len(content) < LFS_FROM:
+            self._file(content, query["FilePath"])
+            return
+        location = f"http://localhost:{self.hub.port}/lfs/{_sha256(content)}/{query['FilePath']}"
+        self._answer(b"", 302, {"Location": location})
 
     # Both
 

@@ -11,6 +11,7 @@ from collections import namedtuple
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -20,7 +21,7 @@ from tasks.errors import BadInput, NightowlError, WorldFailed
 from tasks.fetch import fetch, fetch_base, verify
 from tasks.recipe import Base, Source
 from tasks.sources import Snapshot, Unreachable, read_batches, resolve
-from tasks.sources.hub import retry_after
+from tasks.sources.hub import Trouble, retry_after, with_retries
 from tasks.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,9 +151,10 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Any, store: Store, sche
     assert int(resumed[0]["range"].removeprefix("bytes=").removesuffix("-")) > 0
 
 
-def test_two_processes_that_fetch_the_same_transfer_it_once(hub: Any, store: Store) -> None:
+@HUBS
+def test_two_processes_that_fetch_the_same_transfer_it_once(hub: Any, store: Store, scheme: str) -> None:
     hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
-    children = [_start(store, "hf://org/data") for _ in range(2)]
+    children = [_start(store, f"{scheme}://org/data") for _ in range(2)]
     said = [child.communicate(timeout=120)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0], said
     assert len(hub.asked("/lfs/")) == 1
@@ -204,12 +206,62 @@ def test_a_hub_that_recovers_is_waited_for_and_one_that_does_not_is_never_answer
     assert not isinstance(raised.value, Unreachable)
 
 
-def test_a_wait_longer_than_anybody_wants_is_not_waited_for(hub: Any, store: Store) -> None:
+@HUBS
+def test_a_wait_longer_than_anybody_wants_is_not_waited_for(hub: Any, store: Store, scheme: str) -> None:
     hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL})
     hub.fail("status", "org/data", times=100, status=429, headers={"Retry-After": "86400"})
     with pytest.raises(WorldFailed, match="asked too often"):
-        fetch(source("hf://org/data"), store)
+        fetch(source(f"{scheme}://org/data"), store)
     assert len(hub.requests) == 1
+
+
+def test_waits_double_are_never_alike_and_give_way_to_what_the_server_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("tasks.sources.hub.time", SimpleNamespace(sleep=waits.append))
+    asked: list[float | None] = [None, None, 7.0, None]
+
+    class Busy:
+        def explain(self, error: Exception) -> Trouble:
+            return Trouble(WorldFailed("hub", "is busy", "Wait."), again=True, wait=asked[len(waits)])
+
+    def call() -> str:
+        if len(waits) < len(asked):
+            raise OSError
+        return "done"
+
+    assert with_retries(Busy(), call) == "done"
+    assert [0.5 <= waits[n] / 2**n <= 1 for n in (0, 1, 3)] == [True] * 3
+    assert len({waits[n] / 2**n for n in (0, 1, 3)}) == 3
+    assert waits[2] == 7
+
+
+@HUBS
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_a_file_that_the_hub_lists_and_does_not_give_is_one_clear_error(
+    hub: Any, store: Store, scheme: str, status: int
+) -> None:
+    hub.repository("dataset", "org/data").commit({"one.jsonl": SMALL})
+    hub.fail("status", "one.jsonl", times=100, status=status)
+    with pytest.raises(NightowlError, match=r"org/data.*(40[134]|500)"):
+        fetch(source(f"{scheme}://org/data"), store)
+    assert len(hub.asked("one.jsonl")) <= (
+        30 if status == 500 else 1
+    )  # the client of ModelScope tries six times by itself
+    assert store.all(Snapshot) == []
+
+
+@HUBS
+def test_a_transfer_that_stalls_every_time_ends_in_one_clear_error(
+    hub: Any, store: Store, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.hub.ATTEMPTS", 2)
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    hub.fail("stall", "two.jsonl", times=100)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("modelscope_hub._legacy_api.DOWNLOAD_TIMEOUT", 0.2)
+    with pytest.raises(WorldFailed, match=r"(broke off|did not answer in time|cannot be reached|stopped)"):
+        fetch(source(f"{scheme}://org/data"), store)
+    assert len(hub.asked("/lfs/")) <= 20
 
 
 @pytest.mark.parametrize(
@@ -228,6 +280,15 @@ def test_a_wait_longer_than_anybody_wants_is_not_waited_for(hub: Any, store: Sto
         ("modelscope", {"token": "t"}, "other", "org/data", WorldFailed, r"403.*has no right"),
         ("modelscope", {}, "bad", "org/data", WorldFailed, r"refuses the token in MODELSCOPE_API_TOKEN"),
         ("modelscope", {}, None, "org/data@nope", BadInput, r"has no files at revision 'nope'"),
+        (
+            "modelscope",
+            {"renamed_to": "org/new"},
+            None,
+            "org/data",
+            BadInput,
+            r"renamed to org/new.*modelscope://org/new",
+        ),
+        ("modelscope", {}, None, "data", BadInput, r"does not name an owner"),
     ],
 )
 def test_what_the_hub_refuses_is_one_clear_error(
@@ -247,7 +308,7 @@ def test_what_the_hub_refuses_is_one_clear_error(
         monkeypatch.setenv("HF_TOKEN" if scheme == "hf" else "MODELSCOPE_API_TOKEN", token)
     with pytest.raises(error, match=f"(?s){message}"):
         fetch(source(f"{scheme}://{uri}"), store)
-    assert len(hub.requests) <= 2
+    assert len(hub.requests) <= 4
 
 
 @HUBS
@@ -292,12 +353,53 @@ def test_subsets_and_splits_are_the_cards_or_the_names_and_never_guessed(hub: An
     front = f"---\nlicense: mit\nconfigs: {json.dumps(configs)}\n---\n# x\n".encode()
     files = {"README.md": front, "en/1.jsonl": lines(4), "de/a.jsonl": lines(5), "de/b.jsonl": lines(6)}
     hub.repository("dataset", "org/cards", card={"license": "mit", "configs": configs}).commit(files)
+    with pytest.raises(BadInput, match=r"has no subset 'fr'.*en, de"):
+        fetch(source(f"{scheme}://org/cards?subset=fr"), store)
     with pytest.raises(BadInput, match=r"several subsets.*en, de"):
         fetch(source(f"{scheme}://org/cards"), store)
     english = fetch(source(f"{scheme}://org/cards?subset=en"), store)
     assert (english.rows, english.licence) == (4, "mit")
     assert fetch(source(f"{scheme}://org/cards?subset=de&split=test"), store).rows == 6
     assert fetch(source(f"{scheme}://org/cards?files=de/*"), store).rows == 11
+
+
+@HUBS
+def test_subsets_by_folder_by_default_by_data_dir_and_splits_in_several_files(
+    hub: Any, store: Store, scheme: str
+) -> None:
+    def fetched(query: str) -> int:
+        return fetch(source(f"{scheme}://{query}"), store).rows
+
+    files = {
+        "math/train/0.jsonl.gz": gzip.compress(SMALL),
+        "math/train/1.jsonl.gz": gzip.compress(SMALL * 2),
+        "math/validation.jsonl.gz": gzip.compress(SMALL * 4),
+        "chat/train.jsonl.gz": gzip.compress(SMALL * 8),
+    }
+    hub.repository("dataset", "org/folders").commit(files)
+    assert fetched("org/folders?subset=math&split=train") == 3
+    assert fetched("org/folders?subset=math&split=validation") == 4
+    assert fetched("org/folders?subset=chat") == 8
+    with pytest.raises(BadInput, match=r"has no subset 'code'.*chat, math"):
+        fetched("org/folders?subset=code")
+    configs = [
+        {"config_name": "default", "data_dir": "math"},
+        {"config_name": "part", "data_files": "math/train/[1-9]*"},
+        {"config_name": "chat", "data_dir": "chat"},
+    ]
+    front = f"---\nlicense: [mit, apache-2.0]\nconfigs: {json.dumps(configs)}\n---\n".encode()
+    card = {"license": ["mit", "apache-2.0"], "configs": configs}
+    hub.repository("dataset", "org/dirs", card=card).commit({"README.md": front, **files})
+    assert fetched("org/dirs?split=train") == 3
+    assert fetched("org/dirs?subset=part") == 2
+    assert fetched("org/dirs?subset=chat") == 8
+    assert fetch(source(f"{scheme}://org/dirs?subset=chat"), store).licence == "mit, apache-2.0"
+    with pytest.raises(BadInput, match=r"several splits.*train, validation"):
+        fetched("org/dirs")
+    hub.repository("dataset", "org/mixed").commit({"a.jsonl": SMALL, "b.csv": b"a,b\n1,2\n"})
+    with pytest.raises(BadInput, match=r"several formats.*files="):
+        fetched("org/mixed")
+    assert fetched("org/mixed?files=*.csv") == 1
 
 
 @HUBS
@@ -346,6 +448,14 @@ def test_of_a_model_config_tokenizer_and_safetensors_are_fetched_and_a_pickle_is
     hub.repository("model", "org/pickled").commit({"config.json": b"{}", "pytorch_model.bin": LARGE})
     with pytest.raises(BadInput, match="has no safetensors weights"):
         fetch_base(Base(uri=f"{scheme}://org/pickled"), store)
+    hub.repository("model", "org/adapter").commit({"adapter_config.json": b"{}", "adapter_model.safetensors": LARGE})
+    with pytest.raises(BadInput, match=r"has no config\.json"):
+        fetch_base(Base(uri=f"{scheme}://org/adapter"), store)
+    with pytest.raises(BadInput, match="is not there"):
+        fetch_base(Base(uri=f"{scheme}://org/absent"), store)
+    again = fetch_base(Base(uri=f"{scheme}://org/model@{sha}"), store)
+    (store.folder(again) / "model.safetensors").write_bytes(LARGE[:-1] + b"x")
+    assert verify(store, fetch_base(Base(uri=f"{scheme}://org/model@{sha}"), store)) == []
 
 
 def _start(store: Store, uri: str) -> subprocess.Popen[str]:

@@ -197,3 +197,44 @@ def _same(value: Any, cell: Any) -> bool:
     if isinstance(value, dict) and isinstance(cell, dict):
         return all(_same(value.get(name), inner) for name, inner in cell.items())
     return bool(value == cell)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("array.jsonl", b'[{"q": "' + b"x" * 3000 + b'"}]', r"array\.jsonl:1: .*begins a row of more than"),
+        ("late.jsonl", b'{"q": 1}\n{"q": "' + b"x" * 3000 + b'"}', r"late\.jsonl:2: .*begins a row of more than"),
+        ("whole.json", b'{"rows": ["' + b"x" * 9000 + b'"]}', r"whole\.json:1: .*begins a row of more than"),
+        ("open.csv", b'q,a\n1,"' + b"x" * 3000, r"open\.csv:\d+: .*field larger than field limit"),
+    ],
+)
+def test_a_row_without_end_is_an_error_before_it_fills_the_memory(
+    store: Store, tmp_path: Path, name: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.records.ROW_BYTES", 2000)
+    monkeypatch.setattr("tasks.sources.records._PIECE", 500)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        read(f"file://{tmp_path / name}", store)
+
+
+def test_rows_keyed_by_something_else_than_names_do_not_make_a_column_of_each(store: Store, tmp_path: Path) -> None:
+    scores = [{"q": "a", "scores": [{f"doc{n}": 1, f"doc{n + 1}": 2}]} for n in range(300)]
+    (tmp_path / "inner.jsonl").write_bytes(json_lines(scores))
+    frame = read(f"file://{tmp_path / 'inner.jsonl'}", store)
+    assert frame.schema["scores"] == pl.List(pl.String)
+    assert [json.loads(row[0]) for row in frame["scores"].to_list()] == [row["scores"][0] for row in scores]
+    (tmp_path / "outer.jsonl").write_bytes(json_lines([{f"id{n}": "a"} for n in range(3000)]))
+    with pytest.raises(BadInput, match=r"3000 different keys \(id0, id1, id2, \.\.\.\)"):
+        read(f"file://{tmp_path / 'outer.jsonl'}", store)
+
+
+def test_wide_rows_of_parquet_are_read_a_few_at_a_time(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.records.BATCH_BYTES", 10_000)
+    wide = pl.DataFrame({"q": [f"{n} " + "x" * 1000 for n in range(100)]})
+    wide.write_parquet(tmp_path / "wide.parquet", compression="uncompressed")
+    sizes = [len(piece) for piece in read_pieces(tmp_path / "wide.parquet", "wide.parquet")]
+    assert max(sizes) <= 10
+    assert read(f"file://{tmp_path / 'wide.parquet'}", store)["q"].equals(wide["q"])
