@@ -151,8 +151,8 @@ def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
     import pyarrow.parquet
 
     try:
-        # Without a buffer of its own, the reader takes in the whole of a column of a row group.
-        parquet = pyarrow.parquet.ParquetFile(file, buffer_size=_PIECE)
+        # By default the reader takes in all columns of a row group, and keeps them.
+        parquet = pyarrow.parquet.ParquetFile(file, buffer_size=_PIECE, pre_buffer=False)
         groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
         widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
         rows = max(1, min(BATCH_ROWS // 10, BATCH_BYTES // max(1, widest)))

@@ -141,8 +141,10 @@ def measured(who: str, file: Path) -> dict[str, float]:
 def main() -> None:
     sizes = [int(text) for text in sys.argv[1:]] or [200, 2000]
     print("form          file MB   peak MB  peak/size  rows/CPU-s  datasets: peak MB  rows/CPU-s  times as fast")
+    growing = []
     with tempfile.TemporaryDirectory() as place:
         for form, write in WRITERS.items():
+            least = float("inf")
             for megabytes in sizes:
                 file = Path(place) / (form if form.startswith("one.") else f"rows.{form}")
                 write(file, megabytes)
@@ -157,6 +159,11 @@ def main() -> None:
                     line += f" {other['peak']:18,.0f} {theirs:11,.0f} {speed / theirs:14.2f}"
                 print(line, flush=True)
                 file.unlink()
+                least = min(least, own["peak"])
+                if own["peak"] > 1.5 * least:
+                    growing.append(f"{form} at {megabytes} MB")
+    if growing:
+        raise SystemExit(f"memory grows with the file: {', '.join(growing)}")
 
 
 if __name__ == "__main__":
