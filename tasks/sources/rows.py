@@ -47,7 +47,8 @@ class Batch:
         numbers the rows from 0 over all files in the order of their names. A column is a scalar, a list of scalars
         or a list of structs of scalars (such as `messages`). Whatever is nested deeper than that, or is text in one
         row and an object or a list in another, is a String column: text stays as it is, anything else is its JSON
-        text. CSV cells are text. A field that a row lacks is null.
+        text. CSV cells are text, and so are columns that a file's folders state (`date=2026-11-23/`). A field that a
+        row lacks is null.
         """
         records = self._piece.records(None if places is None else places.tolist())
         numbers = np.arange(len(self)) if places is None else places

@@ -212,7 +212,8 @@ def test_a_wait_longer_than_anybody_wants_is_not_waited_for(hub: Any, store: Sto
     hub.fail("status", "org/data", times=100, status=429, headers={"Retry-After": "86400"})
     with pytest.raises(WorldFailed, match="asked too often"):
         fetch(source(f"{scheme}://org/data"), store)
-    assert len(hub.requests) == 1
+    # ModelScope's client tries a listing four times by itself.
+    assert len(hub.requests) <= (1 if scheme == "hf" else 4)
 
 
 def test_waits_double_are_never_alike_and_give_way_to_what_the_server_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
