@@ -39,6 +39,15 @@ def test_every_command_in_the_readme_exists() -> None:
     assert [command for command in told if f" {command} " not in helped] == []
 
 
+def test_the_chinese_readme_has_the_same_commands() -> None:
+    def commands(readme: str) -> list[str]:
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        return re.findall(r"^(?:    |\| `)((?:nightowl|make) [^`\n]+)", text, re.MULTILINE)
+
+    assert len(commands("README.md")) > 15
+    assert commands("README.zh-CN.md") == commands("README.md")
+
+
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
