@@ -64,7 +64,7 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
 
     rate.fill("5")
     page.get_by_role("button", name="Submit").click()
-    page.get_by_text(re.compile("learning_rate.*5 is greater than the maximum of 0.1")).wait_for()
+    page.get_by_text(re.compile("learning_rate.*5 is greater than the maximum of 0.1")).first.wait_for()
     picture(page, "refused")
     assert up.runs(**nights) == []
 
