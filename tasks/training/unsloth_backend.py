@@ -25,7 +25,9 @@ from tasks.training.spec import ADAPTER, CHECKPOINTS, TrainingResult, TrainingSp
 
 _PARITY_ROWS = 4
 _PARITY_TOKENS = 256
-_PARITY_TOLERANCE = 0.02  # of the largest logit: far above rounding in bfloat16, far below a lost layer
+# Of the logits' spread, in the mean square. In bfloat16, changing the adapter by 1e-7 of itself moves the logits of the
+# demo's base by 0.03 of their spread, and losing one of its layers by 0.08 to 0.10.
+_PARITY_TOLERANCE = 0.05
 
 
 def train(attempt: Attempt) -> TrainingResult:
@@ -390,12 +392,12 @@ def _require_parity(
     base = _load(unsloth, spec, longest=max(map(len, prompts)))
     model = PeftModel.from_pretrained(base, folder)
     for expected, found in zip(answers, _logits(model, prompts), strict=True):
-        difference, scale = float((expected - found).abs().max()), float(expected.abs().max())
+        difference, scale = float((expected - found).square().mean().sqrt()), float(expected.std())
         if not difference <= _PARITY_TOLERANCE * scale:
             raise WorldFailed(
                 "training",
-                f"the saved adapter answers differently from the trained one (logits differ by {difference:.3g}, "
-                f"largest {scale:.3g})",
+                f"the saved adapter answers differently from the trained one (logits differ by {difference:.3g} in the "
+                f"root mean square, where they spread by {scale:.3g})",
                 "Report this with the log; nothing was released.",
             )
 
