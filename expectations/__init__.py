@@ -5,7 +5,7 @@ column a row rule, true where the row breaks it. Nothing here knows where the fr
 """
 
 from expectations.changes import Bound
-from expectations.history import CheckFailed, Outcome, Table, check
+from expectations.history import PAGES, CheckFailed, Outcome, Table, check
 from expectations.rule import RowRule
 
-__all__ = ["Bound", "CheckFailed", "Outcome", "RowRule", "Table", "check"]
+__all__ = ["PAGES", "Bound", "CheckFailed", "Outcome", "RowRule", "Table", "check"]

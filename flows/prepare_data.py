@@ -113,7 +113,8 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
             mixture = mix_splits(recipe, conversations)
             stage.inputs(mixture, conversations=conversations)
             stage.made(mixture)
-            stage.artifact(store.folder(mixture) / "composition.png")
+            for form in ("png", "svg", "html"):
+                stage.artifact(store.folder(mixture) / f"composition.{form}")
             show_data(recipe, snapshots, conversations, mixture, stage)
     return Data(
         base=base, snapshots=snapshots, conversations=conversations, changes=since, mixture=mixture, seconds=seconds

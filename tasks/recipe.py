@@ -22,6 +22,7 @@ from tasks.errors import BadInput
 Kind = Literal["chat", "reasoning", "tool"]
 Mode = Literal["direct", "thinking"]
 Role = Literal["target", "guard"]
+ShareMeasure = Literal["supervised_tokens", "tokens", "rows"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Share = Annotated[float, Field(gt=0, le=1)]
 PRESETS = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
@@ -58,8 +59,9 @@ class Source(Part):
     sample://name?size=&seed=."""
     kind: Kind
     """What its conversations teach: chat, reasoning (with a thinking trace) or tool (calls)."""
-    share: Share
-    """Share of the training split, in supervised tokens; the shares of all sources add up to 1."""
+    share: Share | None = None
+    """Share of the training split, in mixture.measure; the shares of all sources add up to 1. Only where
+    mixture.method is fixed."""
     format: str | None = None
     """Row format (alpaca, sharegpt, openai, ...); null: detected from the columns."""
     columns: dict[str, str] | None = None
@@ -192,14 +194,29 @@ class Mixture(Part):
     """Share of the prompts that are held out for evaluation, by hash of the prompt."""
     validation: float = Field(0.05, ge=0, lt=0.5)
     """Share of the prompts that are held out for the loss during training, by hash of the prompt."""
+    method: Literal["fixed", "proportional", "temperature"] = "fixed"
+    """Where the shares of the sources come from: fixed: their share fields; proportional: what they have after
+    filtering; temperature: that to the power of 1 / temperature."""
+    temperature: float = Field(2.0, ge=1, le=100)
+    """method temperature: 1 is proportional; the larger, the nearer to equal shares."""
+    measure: ShareMeasure = "supervised_tokens"
+    """What shares are measured in: supervised tokens (those that the loss is computed on), tokens or rows."""
+    reasoning_share: float | None = Field(None, gt=0, lt=1)
+    """Share of all reasoning sources together, in the measure; within it and within the rest, sources keep their
+    proportions; null: what their shares come to."""
+    repeats: int = Field(1, ge=1, le=100)
+    """Most epochs of a source within the training split: how often its rows may come, so that a small source does not
+    limit the others."""
     rows: int | None = Field(None, ge=1)
     """Most rows in the training split; null: all that the shares allow."""
+    min_rows: int = Field(1, ge=1)
+    """Fewest rows in the training split; with fewer, the night stops."""
     same_prompt: Literal["first", "all"] = "first"
     """Conversations of one kind that ask the same and get other answers: first keeps the best-ranked source's
     first one and sets the others aside; all keeps them, in one split."""
     near_duplicates: float | None = Field(0.8, ge=0.3, le=1)
     """Jaccard similarity, of the runs of five words in two conversations, from which the worse-ranked one is set
-    aside, and from which a training prompt is too near a held-out one; null: only exact duplicates are."""
+    aside, and from which two prompts may not be in different splits; null: only exact duplicates are."""
     contamination_ngram: int | None = Field(13, ge=4, le=64)
     """Length, in words, of the runs that a training conversation may not share with a held-out question; null: off."""
     contamination_overlap: float = Field(0.5, gt=0, le=1)
@@ -375,10 +392,7 @@ class Recipe(Part):
         names = [source.name for source in self.sources]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"source {doubled[0]!r} appears more than once")
-        total = sum(source.share for source in self.sources)
-        if abs(total - 1) > 1e-6:
-            shares = ", ".join(f"{source.name} {source.share:g}" for source in self.sources)
-            raise ValueError(f"the sources' shares add up to {total:g}, not 1 ({shares})")
+        _check_shares(self.sources, self.mixture)
         kinds = {source.kind for source in self.sources}
         for suite in self.evaluation.suites:
             if suite.kind not in kinds:
@@ -391,6 +405,23 @@ class Recipe(Part):
     def registered_model(self) -> str:
         """Name of the registered model in MLflow."""
         return self.registry.model or f"nightowl-{self.name}"
+
+
+def _check_shares(sources: Sequence[Source], mixture: Mixture) -> None:
+    given = {source.name: source.share for source in sources if source.share is not None}
+    if mixture.method != "fixed" and given:
+        raise ValueError(f"source {next(iter(given))!r} has a share, and mixture.method is {mixture.method}")
+    if mixture.method == "fixed":
+        if missing := [source.name for source in sources if source.share is None]:
+            raise ValueError(f"source {missing[0]!r} has no share; leave it out only with another mixture.method")
+        if abs((total := sum(given.values())) - 1) > 1e-6:
+            shares = ", ".join(f"{name} {share:g}" for name, share in given.items())
+            raise ValueError(f"the sources' shares add up to {total:g}, not 1 ({shares})")
+    reasoning = {source.kind == "reasoning" for source in sources}
+    if mixture.reasoning_share is not None and len(reasoning) == 1:
+        raise ValueError("mixture.reasoning_share needs sources of the kind reasoning and of another kind")
+    if mixture.rows is not None and mixture.rows < mixture.min_rows:
+        raise ValueError(f"mixture.rows {mixture.rows} is below mixture.min_rows {mixture.min_rows}")
 
 
 class Setting(BaseModel):

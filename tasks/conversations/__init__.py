@@ -4,7 +4,7 @@ from tasks.conversations.answer import Answer
 from tasks.conversations.call_style import ToolCall
 from tasks.conversations.canonical import canonical_json, canonical_tools
 from tasks.conversations.conversion import convert, detect, formats
-from tasks.conversations.identity import prompt_key, row_ids
+from tasks.conversations.identity import row_ids
 from tasks.conversations.preparation import Judge, Preparation, Render, prepare
 from tasks.conversations.render import Renderer
 from tasks.conversations.schema import CONVERSATION, MESSAGES, Conversations, Finding
@@ -28,7 +28,6 @@ __all__ = [
     "formats",
     "gather",
     "prepare",
-    "prompt_key",
     "read_conversations",
     "row_ids",
     "write_conversations",

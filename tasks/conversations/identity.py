@@ -1,9 +1,8 @@
-"""Who a conversation is: the id of its content, and the key of its prompt."""
+"""Who a conversation is: the id of its content."""
 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 
 import polars as pl
 
@@ -35,31 +34,3 @@ def row_ids(frame: pl.DataFrame) -> pl.DataFrame:
     ).to_series()
     ids = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in content]
     return frame.with_columns(pl.Series("row_id", ids, dtype=pl.String))
-
-
-def prompt_key(rows: pl.DataFrame) -> pl.Series:
-    """The normalised text of what comes before the last assistant turn, one string a row (`prompt_key`).
-
-    System, user and tool turns count, assistant turns do not: two conversations that ask the same are
-    twins whatever was answered on the way. Case, runs of white space and Unicode form make no difference.
-    A conversation without an assistant turn is its own prompt.
-    """
-    turns = (
-        rows.lazy()
-        .select(pl.col("messages").cast(MESSAGES))
-        .with_row_index("row")
-        .explode("messages", empty_as_null=True)
-        .select("row", pl.col("messages").struct.field("role", "content"))
-        .with_columns(
-            turn=pl.int_range(pl.len()).over("row"), assistant=pl.col("role").eq("assistant").fill_null(False)
-        )
-        .with_columns(last=pl.col("turn").filter(pl.col("assistant")).max().over("row"))
-        .filter((pl.col("turn") < pl.col("last")).fill_null(True) & ~pl.col("assistant") & pl.col("role").is_not_null())
-        .group_by("row", maintain_order=True)
-        .agg(pl.concat_str("role", pl.lit(": "), pl.col("content").fill_null("")).str.join("\n"))
-        .collect()
-    )
-    texts: list[str] = [""] * rows.height
-    for row, text in turns.iter_rows():
-        texts[row] = " ".join(unicodedata.normalize("NFC", text.casefold()).split())
-    return pl.Series("prompt_key", texts, dtype=pl.String)

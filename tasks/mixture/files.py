@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,57 +23,65 @@ from tasks.mixture.split import SPLITS
 
 BUCKET_ROWS = 32_768
 ROW_GROUP = 4_096
+SPLIT = pl.Schema(
+    {**CONVERSATION, "input_ids": pl.List(pl.Int32), "loss_mask": pl.List(pl.Boolean), "repeat": pl.Int32}
+)
 
 
 def write_splits(places: pl.DataFrame, folders: Mapping[str, Path], work: Path) -> None:
-    """Write `<split>.parquet` for each split in `places` (source, at, split, place) into `work`.
+    """Write `<split>.parquet` for each split in `places` (source, at, repeat, split, place) into `work`.
 
     `folders`: the store folder of each source. `place` counts from 0 within each split.
     """
     scratch = work / "buckets"
     scratch.mkdir()
-    places = places.with_columns(bucket=pl.col("place") // BUCKET_ROWS)
+    places = places.with_columns(bucket=pl.format("{}-{}", "split", pl.col("place") // BUCKET_ROWS))
     for number, (source, folder) in enumerate(folders.items()):
-        _scatter(places.filter(source=source).drop("source"), folder, scratch, str(number))
+        _scatter(places.filter(source=source).drop("source", "split"), folder, scratch, number)
     for split in SPLITS:
-        _gather(split, places.filter(split=split)["bucket"].n_unique(), scratch, work / f"{split}.parquet")
+        buckets = places.filter(split=split)["bucket"].n_unique()
+        _gather([f"{split}-{number}" for number in range(buckets)], scratch, work / f"{split}.parquet")
     shutil.rmtree(scratch)
 
 
-def _scatter(places: pl.DataFrame, folder: Path, scratch: Path, suffix: str) -> None:
+def _scatter(places: pl.DataFrame, folder: Path, scratch: Path, number: int) -> None:
+    places = places.sort("at", "place")
     with ExitStack() as stack:
-        writers: dict[Path, pa.RecordBatchFileWriter] = {}
+        writers: dict[str, pa.RecordBatchFileWriter] = {}
         for batch in read_conversations(folder):
-            wanted = batch.join(places, on="at", how="inner").drop("at")
-            for (split, bucket), rows in wanted.group_by(["split", "bucket"]):
-                table = _plain(rows.drop("split", "bucket"))
-                path = scratch / f"{split}-{bucket}-{suffix}.arrow"
-                if path not in writers:
-                    writers[path] = stack.enter_context(pa.ipc.new_file(path, table.schema))
-                writers[path].write_table(table)
+            first, last = int(batch["at"][0]), int(batch["at"][-1])
+            low, high = np.searchsorted(places["at"].to_numpy(), [first, last + 1])
+            wanted = places[low:high].sort("bucket")
+            rows = batch.drop("at")[wanted["at"] - first].hstack(wanted.select("repeat", "place"))
+            table = _plain(rows)
+            at = 0
+            for bucket, count in wanted.group_by("bucket", maintain_order=True).len().iter_rows():
+                if bucket not in writers:
+                    path = scratch / f"{bucket}-{number}.arrow"
+                    writers[bucket] = stack.enter_context(pa.ipc.new_file(path, table.schema))
+                writers[bucket].write_table(table.slice(at, count))
+                at += count
 
 
-def _gather(split: str, buckets: int, scratch: Path, target: Path) -> None:
-    schema = pl.Schema({**CONVERSATION, "input_ids": pl.List(pl.Int32), "loss_mask": pl.List(pl.Boolean)})
-    empty = _plain(pl.DataFrame(schema=schema))
+def _gather(buckets: list[str], scratch: Path, target: Path) -> None:
+    empty = _plain(pl.DataFrame(schema=SPLIT))
     with pq.ParquetWriter(
         target,
         empty.schema,
         version="2.6",
         compression="zstd",
-        compression_level=3,
-        use_dictionary=["source", "revision", "kind"],
+        compression_level=1,
+        use_dictionary=["source", "revision", "kind", "input_ids.list.element"],
         write_statistics=False,
         store_schema=False,
     ) as writer:
-        for bucket in range(buckets):
+        for bucket in buckets:
             parts = []
-            for path in sorted(scratch.glob(f"{split}-{bucket}-*.arrow")):
+            for path in sorted(scratch.glob(f"{bucket}-*.arrow")):
                 with pa.ipc.open_file(path) as reader:
-                    parts.append(reader.read_all())
+                    parts.append(pl.DataFrame(pl.from_arrow(reader.read_all())))
                 path.unlink()
-            table = pa.concat_tables(parts).sort_by("place").select(empty.schema.names)
-            writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP)
+            writer.write_table(_plain(pl.concat(parts).sort("place").select(*SPLIT)), row_group_size=ROW_GROUP)
 
 
 def _plain(rows: pl.DataFrame) -> pa.Table:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from tasks.mixture.schema import SharePart
+from tasks.recipe import ShareMeasure
 
 INK, MUTED, GRID = "#22303c", "#6b7a88", "#e3e8ec"
 PALETTE = ("#2f6f9f", "#e0933c", "#4f9d69", "#b5567d", "#7a6bb0", "#8a7a5c", "#3aa6a6", "#c4574a")
@@ -40,6 +41,7 @@ def draw_composition(
     chosen: pl.DataFrame,
     set_aside: pl.DataFrame,
     shares: Mapping[str, SharePart],
+    measure: ShareMeasure,
     folder: Path,
 ) -> None:
     """Write `composition.png` and `composition.svg` into a folder.
@@ -55,10 +57,10 @@ def draw_composition(
     with rc_context(STYLE):
         figure = Figure(figsize=(12, 8.2), facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(2, 2, gridspec_kw={"hspace": 0.42, "wspace": 0.3})
+        axes = figure.subplots(2, 2, gridspec_kw={"hspace": 0.32, "wspace": 0.3})
         figure.subplots_adjust(left=0.09, right=0.97, top=0.86, bottom=0.08)
         _headline(figure, index, chosen, shares)
-        _shares(axes[0][0], shares, colours)
+        _shares(axes[0][0], shares, measure, colours)
         _splits(axes[0][1], chosen, colours)
         _lengths(axes[1][0], chosen)
         _fate(axes[1][1], index, chosen, set_aside, colours)
@@ -80,9 +82,9 @@ def _headline(figure: Any, index: pl.DataFrame, chosen: pl.DataFrame, shares: Ma
     )
 
 
-def _shares(axis: Any, shares: Mapping[str, SharePart], colours: Mapping[str, str]) -> None:
-    axis.set_title("Share of the training tokens that count in the loss")
-    names = list(shares)[::-1]
+def _shares(axis: Any, shares: Mapping[str, SharePart], measure: ShareMeasure, colours: Mapping[str, str]) -> None:
+    axis.set_title(f"Share of the training split, in {measure.replace('_', ' ')}")
+    names, unit = list(shares)[::-1], measure.replace("_", " ")
     widest = max(max(part.asked, part.reached) for part in shares.values())
     for y, name in enumerate(names):
         part = shares[name]
@@ -91,7 +93,7 @@ def _shares(axis: Any, shares: Mapping[str, SharePart], colours: Mapping[str, st
         axis.text(
             max(part.asked, part.reached) + widest * 0.025,
             y,
-            f"{part.reached:.1%}, asked {part.asked:.1%}\n{part.rows:,} rows, {_short(part.supervised_tokens)} tokens",
+            f"{part.reached:.1%}, asked {part.asked:.1%}\n{part.rows:,} rows, {_short(part.amount)} {unit}",
             va="center",
             fontsize=8.5,
             color=MUTED,
@@ -144,19 +146,17 @@ def _lengths(axis: Any, chosen: pl.DataFrame) -> None:
     low, high = int(lengths.min()), int(lengths.max()) + 1
     # Lengths are whole numbers, so a bin narrower than one token would only show gaps.
     edges = np.unique(np.round(np.geomspace(low, high, 36)))
+    tallest = 1
     for kind, colour in KINDS.items():
         tokens = train.filter(kind=kind)["tokens"].to_numpy()
         if not len(tokens):
             continue
-        axis.hist(tokens, bins=edges, color=colour, alpha=0.28)
-        axis.hist(
-            tokens,
-            bins=edges,
-            histtype="step",
-            color=colour,
-            linewidth=1.6,
-            label=f"{kind}, median {np.median(tokens):.0f}",
-        )
+        rows, _ = np.histogram(tokens, bins=edges)
+        axis.stairs(rows, edges, fill=True, color=colour, alpha=0.28)
+        axis.stairs(rows, edges, color=colour, linewidth=1.6, label=f"{kind}, median {np.median(tokens):.0f}")
+        tallest = max(tallest, int(rows.max()))
+    # Room above the bars for the legend, wherever they are.
+    axis.set_ylim(0, tallest * 1.35)
     axis.set_xscale("log")
     ticks = [t for d in (1, 10, 100, 1_000, 10_000, 100_000) for t in (d, 2 * d, 5 * d) if low * 0.9 <= t <= high * 1.1]
     axis.set_xticks(ticks, [_short(t) for t in ticks])
@@ -166,7 +166,7 @@ def _lengths(axis: Any, chosen: pl.DataFrame) -> None:
     axis.grid(axis="y", color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", colors=MUTED, length=0)
-    axis.legend(frameon=False, fontsize=8.5)
+    axis.legend(frameon=False, fontsize=8.5, loc="upper left", ncols=3, handlelength=1.4, columnspacing=1.2)
 
 
 def _fate(

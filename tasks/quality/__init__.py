@@ -4,37 +4,40 @@ from tasks.quality.contamination import benchmark_questions, contaminated, opene
 from tasks.quality.decision import Found, decide, decide_change
 from tasks.quality.drift import Change, Measure, Passed, compared
 from tasks.quality.drift_picture import draw_drift
-from tasks.quality.duplicates import exact_duplicates, fingerprints, said
+from tasks.quality.duplicates import answers, exact_duplicates, fingerprints, said
 from tasks.quality.examples import example
 from tasks.quality.flags import flags, row_flags, settle
 from tasks.quality.judgement import applied, first_reasons, reasons, required_share
 from tasks.quality.mending import CHANGES, mended
-from tasks.quality.near import Bands, near_duplicates, near_pairs
+from tasks.quality.near import TWINS, Prefixes, counted_twins, near_duplicates, near_twins
 from tasks.quality.profile import Profile, main_kind, profile_of
 from tasks.quality.rules import BY_NAME, NIGHT_RULES, RULES, Rule
 from tasks.quality.telling import changed_rows, compared_with, markdown, refusal
-from tasks.quality.words import WordFile, Words, word_hashes
+from tasks.quality.words import WordFile, Words, turn_words, word_hashes
 
 __all__ = [
     "BY_NAME",
     "CHANGES",
     "NIGHT_RULES",
     "RULES",
-    "Bands",
+    "TWINS",
     "Change",
     "Found",
     "Measure",
     "Passed",
+    "Prefixes",
     "Profile",
     "Rule",
     "WordFile",
     "Words",
+    "answers",
     "applied",
     "benchmark_questions",
     "changed_rows",
     "compared",
     "compared_with",
     "contaminated",
+    "counted_twins",
     "decide",
     "decide_change",
     "draw_drift",
@@ -47,7 +50,7 @@ __all__ = [
     "markdown",
     "mended",
     "near_duplicates",
-    "near_pairs",
+    "near_twins",
     "opened_with",
     "opening_hashes",
     "profile_of",
@@ -57,5 +60,6 @@ __all__ = [
     "row_flags",
     "said",
     "settle",
+    "turn_words",
     "word_hashes",
 ]

@@ -20,25 +20,26 @@ import numpy as np
 import polars as pl
 
 from tasks.errors import BadInput
-from tasks.quality.words import Words, ngrams
+from tasks.quality.words import BitTable, Words, distinct, runs
 
 QUESTION_COLUMNS = ("turns", "prompt", "question", "problem", "query", "instruction", "input", "text")
 SHORTEST = 4
 _FACTOR = np.uint64(0xD1B54A32D192ED03)
-_FILTER_BITS = 24
 
 
-def opening_hashes(turns: Words, first_turn: np.ndarray) -> np.ndarray:
-    """One u64 for each turn: of the words of its conversation's turns up to and with it.
+def opening_hashes(asked: Words, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """One u64 for each user turn: of the words of its conversation's user turns up to and with it.
 
-    `turns`: what the user says, turn by turn; `first_turn`: for each turn, the number of the first turn of its
-    conversation. Two conversations whose users open alike have the same hash there, whatever comes after.
+    `asked`: what the user says, by row; `rows`: the row of each turn, in order; `lengths`: its words. Two
+    conversations whose users open alike have the same hash there, whatever comes after.
     """
-    begins = turns.offsets[:-1][first_turn]
-    position = np.arange(len(turns.hashes)) - np.repeat(begins, turns.lengths)
+    begins = asked.offsets[:-1]
+    position = np.arange(len(asked.hashes)) - np.repeat(np.append(0, begins), np.diff(asked.offsets, prepend=0))
     powers = np.cumprod(np.full(int(position.max(initial=0)) + 1, _FACTOR, np.uint64))
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(turns.hashes * powers[position], dtype=np.uint64)])
-    return running[turns.offsets[1:]] - running[begins]
+    running = np.append(np.uint64(0), np.cumsum(asked.hashes * powers[position], dtype=np.uint64))
+    spoken = np.append(0, np.cumsum(lengths))
+    so_far = spoken[1:] - spoken[np.searchsorted(rows, rows)]
+    return running[begins[rows] + so_far] - running[begins[rows]]
 
 
 def opened_with(train: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
@@ -65,23 +66,25 @@ def contaminated(
     covered most; `at` is the word of the item at which the first common run begins. `rows`: the training rows that
     are looked at, by default all.
     """
-    grams, offsets = ngrams(items, ngram)
-    item = np.repeat(np.arange(items.rows), np.diff(offsets))
-    place = np.arange(len(grams)) - np.repeat(offsets[:-1], np.diff(offsets))
+    counts = np.maximum(items.lengths - ngram + 1, 0)
+    item = np.repeat(np.arange(items.rows), counts)
+    place = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
+    grams = runs(items.hashes, ngram)[items.offsets[item] + place]
     index = pl.DataFrame({"gram": grams, "item": item, "place": place})
-    known = np.unique(grams)
+    known = distinct(grams)
     # Nearly every run is in no item: a table of bits answers that without a search.
-    table = np.zeros(1 << _FILTER_BITS, bool)
-    table[known >> np.uint64(64 - _FILTER_BITS)] = True
+    table = BitTable.of(known)
     looked_at = np.ones(training.rows, bool)
     if rows is not None:
         looked_at[:] = False
         looked_at[rows] = True
     hits = []
     for first, block in training.blocks():
-        found, starts = ngrams(block, ngram)
-        maybe = np.flatnonzero(table[found >> np.uint64(64 - _FILTER_BITS)])
-        row = np.searchsorted(starts, maybe, side="right") - 1 + first
+        # Runs that hang over a row's end hold blanks, and no item's run does.
+        found = runs(block.hashes, ngram)
+        maybe = np.flatnonzero(table.has(found))
+        row = np.searchsorted(block.offsets, maybe, side="right") - 1
+        maybe, row = maybe[row >= 0], row[row >= 0] + first
         maybe, row = maybe[looked_at[row]], row[looked_at[row]]
         at = np.minimum(np.searchsorted(known, found[maybe]), len(known) - 1)
         hit = known[at] == found[maybe] if len(known) else np.zeros(0, bool)

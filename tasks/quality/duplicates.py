@@ -4,18 +4,21 @@ Exact duplicates are found on an index frame, one row a conversation, best-ranke
 kinds of exact duplicate are told apart, since they call for different cures:
 
 * `duplicate`: the same content, by row_id.
-* `duplicate apart from whitespace`: the same prompt (as `prompt_key` normalises it) and the same turns
-  when white space is left out.
-* `same prompt, other answer`: everything the user asks is the same, and the answer is not. Such a pair
-  teaches the model to hedge and makes held-out items dependent; which answer is right cannot be told
-  here, so the best-ranked one is kept, unless the recipe keeps all. Conversations of another kind are
-  no rivals: a prompt answered with thinking and without is how both modes are kept alive.
+* `duplicate apart from whitespace`: the same prompt (as `normal` has it) and the same turns when white space
+  is left out.
+* `same prompt, other answer`: everything that system and user say is the same, and so are the tools, and the
+  answer is not. Such a pair teaches the model to hedge and makes held-out items dependent; which answer is
+  right cannot be told here, so the best-ranked one is kept, unless the recipe keeps all. Conversations of
+  another kind are no rivals: a prompt answered with thinking and without is how both modes are kept alive.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterable
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
 
 DUPLICATE = "duplicate"
@@ -25,65 +28,111 @@ _FIELD, _TURN = "\x1f", "\x1e"
 _SPACE = b" \t\n\r\v\f"
 
 
-def said(rows: pl.DataFrame) -> pl.DataFrame:
-    """What a conversation holds, for measures of overlap: `all` (string: everything but the system's turns) and
-    `turns` (list of string: what the user says, turn by turn)."""
+def _parts() -> tuple[pl.Expr, pl.Expr]:
+    """What a turn holds beside its content: thinking, and calls with their arguments."""
     turn = pl.element().struct
+    call = pl.element().struct
     calls = turn.field("tool_calls").list.eval(
-        pl.concat_str(pl.element().struct.field("name"), pl.element().struct.field("arguments"), separator=" ")
+        pl.concat_str(call.field("name"), call.field("arguments"), separator=" ")
     )
-    parts = [turn.field("thinking"), turn.field("content"), calls.list.join(" ")]
-    whole = pl.concat_str(*(part.fill_null("") for part in parts), separator=" ")
-    return rows.select(
-        all=pl.col("messages").list.eval(whole.filter(turn.field("role") != "system")).list.join(" "),
-        turns=pl.col("messages").list.eval(turn.field("content").filter(turn.field("role") == "user").fill_null("")),
-    )
+    return turn.field("thinking").fill_null(""), calls.list.join(" ").fill_null("")
 
 
-def fingerprints(rows: pl.DataFrame, prompt_key: pl.Series) -> pl.DataFrame:
-    """What conversations are compared by: `prompt`, `said` and `asked` (the last two are hashes of 32 hex characters).
+def said(rows: pl.DataFrame) -> pl.Series:
+    """What each conversation holds, for measures of overlap: a list of its turns but for the system's, each of them
+    (text: string, user: whether the user says it). A conversation without any has one that is empty."""
+    turn = pl.element().struct
+    thinking, calls = _parts()
+    text = pl.concat_str(thinking, turn.field("content").fill_null(""), calls, separator=" ")
+    turns = pl.struct(text=text, user=turn.field("role") == "user").filter(turn.field("role") != "system")
+    nothing = pl.lit([{"text": "", "user": False}], pl.List(pl.Struct({"text": pl.String, "user": pl.Boolean})))
+    listed = rows.select(turns=pl.col("messages").list.eval(turns))
+    return listed.select(pl.when(pl.col("turns").list.len() > 0).then("turns").otherwise(nothing)).to_series()
 
-    `rows` needs `kind`, `messages` (tasks.conversations MESSAGES) and `tools`.
+
+def normal(text: str) -> bytes:
+    """A prompt as it is compared: case-folded, in Unicode's form NFC, without white space, as UTF-8."""
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = "".join(unicodedata.normalize("NFC", folded).split())
+    return folded.encode().translate(None, _SPACE)
+
+
+def hashes(texts: Iterable[bytes], salt: bytes = b"") -> np.ndarray:
+    """BLAKE2b of each text under a salt of up to 16 bytes, as u64; the same on every machine."""
+    raw = b"".join([blake2b(text, digest_size=8, salt=salt).digest() for text in texts])
+    return np.frombuffer(raw, ">u8").astype(np.uint64)
+
+
+def fingerprints(rows: pl.DataFrame) -> pl.DataFrame:
+    """What prompts are compared by, as hashes (u64): `question` and `asked`.
+
+    `question` is BLAKE2b, with the salt "split", of what the user says as `normal` has it (of a conversation in which
+    no user speaks: of the system's turns and the others): the same on every machine. `asked` adds the system's turns,
+    tools and kind. `rows` needs `kind`, `messages` (tasks.conversations MESSAGES) and `tools`.
     """
     turn = pl.element().struct
-    calls = (
-        turn.field("tool_calls")
-        .list.eval(pl.concat_str(pl.element().struct.field("name"), pl.element().struct.field("arguments")))
-        .list.join(_FIELD)
-    )
-    # What is asked is in the prompt's key already, where case and spacing do not count.
-    answered = pl.when(turn.field("role").is_in(["system", "user"])).then(pl.lit("")).otherwise(turn.field("content"))
-    parts = [turn.field("role"), *(part.fill_null("") for part in (answered, turn.field("thinking"), calls))]
-    asked = turn.field("content").filter(turn.field("role") == "user").fill_null("").str.to_lowercase()
+    role, content = turn.field("role"), turn.field("content").fill_null("")
     texts = rows.select(
         "kind",
-        prompt=prompt_key,
-        said=pl.col("messages").list.eval(pl.concat_str(*parts, separator=_FIELD)).list.join(_TURN),
-        asked=pl.col("messages").list.eval(asked).list.join(_TURN),
-        tools=pl.col("tools").fill_null(""),
+        pl.col("tools").fill_null(""),
+        user=pl.col("messages").list.eval(content.filter(role == "user")).list.join(" "),
+        system=pl.col("messages").list.eval(content.filter(role == "system")).list.join(" "),
+    )
+    asking = [normal(text) for text in texts["user"].to_list()]
+    system = [normal(text) if text else b"" for text in texts["system"].to_list()]
+    silent = [at for at, text in enumerate(asking) if not text]
+    for at, text in zip(silent, _answers(rows[silent]), strict=True):
+        asking[at] = system[at] + text
+    tools, kind = ([text.encode() for text in texts[name].to_list()] for name in ("tools", "kind"))
+    question = hashes(asking, b"split")
+    return pl.DataFrame(
+        {"question": question, "asked": _combined(question, *map(_repeated_hashes, (system, tools, kind)))}
     )
 
-    def hashed(*columns: str) -> pl.Series:
-        joined = texts.select(pl.concat_str(*columns, separator=_TURN)).to_series().to_list()
-        # Bytes without white space, since a regular expression over every text would cost more than all the rest.
-        spaceless = (text.encode().translate(None, _SPACE) for text in joined)
-        return pl.Series([blake2b(text, digest_size=16).hexdigest() for text in spaceless], dtype=pl.String)
 
-    return texts.select(
-        "prompt", said=hashed("prompt", "kind", "said", "tools"), asked=hashed("prompt", "kind", "asked")
-    )
+def answers(rows: pl.DataFrame) -> pl.Series:
+    """A hash (u64) of all that is said to a prompt, white space left out."""
+    return pl.Series("answer", hashes(_answers(rows)))
+
+
+def _answers(rows: pl.DataFrame) -> list[bytes]:
+    turn = pl.element().struct
+    thinking, calls = _parts()
+    # What system and user say is in the prompt already, where case and spacing do not count.
+    prompting = turn.field("role").is_in(["system", "user"])
+    content = pl.when(prompting).then(pl.lit("")).otherwise(turn.field("content").fill_null(""))
+    turns = pl.concat_str(turn.field("role"), content, thinking, calls, separator=_FIELD)
+    texts = rows.select(pl.col("messages").list.eval(turns).list.join(_TURN)).to_series()
+    return [text.encode().translate(None, _SPACE) for text in texts.to_list()]
+
+
+def _repeated_hashes(texts: list[bytes]) -> np.ndarray:
+    """The hashes of texts of which many are the same."""
+    distinct = list(set(texts))
+    known = dict(zip(distinct, hashes(distinct).tolist(), strict=True))
+    return np.array([known[text] for text in texts], np.uint64)
+
+
+def _combined(*hashes: np.ndarray) -> np.ndarray:
+    """One hash (u64) of several, in which their order counts."""
+    whole = np.zeros(len(hashes[0]), np.uint64)
+    for one in hashes:
+        whole = (whole ^ one) * np.uint64(0x9E3779B97F4A7C15)
+        whole ^= whole >> np.uint64(32)
+    return whole
 
 
 def exact_duplicates(index: pl.DataFrame, *, keep_other_answers: bool = False) -> pl.DataFrame:
     """The rows of an index to set aside, as (`row`, `twin`: u32 positions in the index, `reason`).
 
-    `index` needs row_id and the columns of `fingerprints`, best-ranked row first: the first of each
-    group of twins stays. A row that several reasons fit is set aside under the first of them, and its
-    twin is always a row that stays.
+    `index` needs row_id, `asked` and `answer` (which may be null where no other row has the same `asked`), best-ranked
+    row first: the first of each group of twins stays. A row that several reasons fit is set aside under the first of
+    them, and its twin is always a row that stays.
     """
-    left = index.select("row_id", "said", "asked").with_row_index("row")
+    left = index.select("row_id", "asked", "answer").with_row_index("row")
     found = []
-    for reason, key in ((DUPLICATE, "row_id"), (RESPACED, "said"), (OTHER_ANSWER, "asked")):
+    for reason, *key in ((DUPLICATE, "row_id"), (RESPACED, "asked", "answer"), (OTHER_ANSWER, "asked")):
         if reason == OTHER_ANSWER and keep_other_answers:
             continue
         twins = left.select("row", twin=pl.col("row").first().over(key)).filter(pl.col("row") != pl.col("twin"))

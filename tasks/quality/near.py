@@ -1,154 +1,372 @@
-"""Near-duplicates: MinHash to find candidates, exact Jaccard to decide.
+"""Near-duplicates, exactly: every pair of texts whose Jaccard similarity reaches a threshold, and no other.
 
-Texts are compared as sets of runs of `SHINGLE` words. Two templated prompts that differ in a number or a name
-share few such runs, so they stay apart; a copy with a changed sentence or a new signature shares most. Candidates
-come from MinHash signatures cut into bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets,
-ch. 3), wide enough that a pair at the threshold is found with probability `RECALL`; every candidate is then
-checked on the sets themselves, so no two texts below the threshold are ever taken for twins.
+Texts are compared as sets of shingles, runs of `SHINGLE` words that may hang over both ends. Two templated prompts
+that differ in a number or a name share few of them, so they stay apart; a copy with a changed sentence or a new
+signature shares most.
+
+MinHash with banded lookup (Broder 1997; rensa and datasketch implement it) finds a pair with some probability and has
+to compute hundreds of minima a row. Here a set-similarity join finds all of them, in less time, since nearly
+every text has no twin and a single look says so:
+
+1. A row more than 1 - t of whose shingles occur nowhere else in the data has no twin at threshold t. Most end here.
+2. Order the shingles of a row from rare to common. Two sets that are t alike have one in common among the first
+   |x| - ceil(t |x|) + 1 of each (prefix filter: Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007), and
+   their sizes are within t of each other (Xiao et al., PPJoin, 2008).
+3. A set is summed up in 256 bits, each the parity of the shingles that fall on it: the bits in which two sets differ
+   are no more than the shingles in which they do (bitmap filter: Sandes, Teodoro and Melo 2017). That settles nearly
+   all pairs of a crowd that shares a template; what is left is compared in full.
+
+So precision and recall are 1 but for collisions of 64-bit hashes. Rows are worked on in blocks: held in memory are
+two tables of bits and the prefixes of the few rows that pass the first step.
 """
 
 from __future__ import annotations
 
-from math import ceil, log
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, log2
 
 import numpy as np
 import polars as pl
 
-from tasks.quality.words import Words, ngrams
+from tasks.quality.words import PAD, BitTable, Words, distinct, runs
 
-SHINGLE = 5
-RECALL = 0.99
-BAND_ROWS = 6
-NEIGHBOURS = 32
-CROWD = 64
-CROWD_NEIGHBOURS = 4
-_PAIRS = 20_000
+SHINGLE = PAD + 1
+_SLOTS = 27  # bits of the largest table of slots; more shingles than it holds are counted in several passes
+_TABLE_BLOCK = 1 << 20  # shingles looked up at once: sorted, they walk the table instead of jumping
+_RARITY = 20  # bits of the table of how common a shingle is
+_PAIRS = 4_096  # compared at once
+_CANDIDATES = 1 << 22  # pairs named at once
+_NEIGHBOURS = 4
+_EPSILON = 1e-9
 
-
-class Bands:
-    """The band keys of rows, taken block by block; a row without a word has none."""
-
-    def __init__(self, threshold: float, seed: int = 1) -> None:
-        # A band of r rows agrees with probability threshold**r; enough bands make it RECALL that one does.
-        self._count = ceil(log(1 - RECALL) / log(1 - min(threshold, 0.999) ** BAND_ROWS))
-        self._seed = seed
-        mixing = np.random.Generator(np.random.PCG64(seed))
-        self._factors = mixing.integers(1, 2**63, BAND_ROWS, dtype=np.uint64) | np.uint64(1)
-
-    def of(self, rows: Words) -> np.ndarray:
-        """Keys (u64) of shape (rows, bands); 0 for a row without a word."""
-        from rensa import RMinHash
-
-        keys = np.zeros((rows.rows, self._count), np.uint64)
-        for first, block in rows.blocks():
-            shingles, offsets = ngrams(block, SHINGLE, edges=True)
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-                shingles, offsets.astype(np.uint64), self._count * BAND_ROWS, self._seed
-            )
-            signature = np.array(matrix.to_rows(), np.uint32).reshape(block.rows, self._count, BAND_ROWS)
-            mixed = (signature * self._factors).sum(axis=2, dtype=np.uint64)
-            mixed = (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
-            keys[first : first + block.rows] = np.where((block.lengths > 0)[:, None], mixed, np.uint64(0))
-        return keys
+TWINS = pl.Schema({"row": pl.UInt32, "twin": pl.UInt32, "jaccard": pl.Float64})
 
 
-def candidates(keys: np.ndarray) -> np.ndarray:
-    """Pairs of rows (n, 2; the lower row first) that agree in a band.
+@dataclass(frozen=True)
+class Prefixes:
+    """The rows that may have a twin, and the rare shingles by which two of them can meet.
 
-    Not every pair of a bucket is named, or a page of boilerplate would cost its square: each row is paired with
-    the bucket's first and with its next `NEIGHBOURS`, in a bucket above `CROWD` rows its next `CROWD_NEIGHBOURS`.
+    `token` (u64) and `row` (u32), sorted by both: an entry for each shingle in a row's prefix. `sizes` (i64): distinct
+    shingles of each row, 0 for rows that were ruled out. `left` (ascending): the rows that were not, and `parities`
+    (u64, 4 a row) their bits.
     """
-    found = np.zeros(0, np.uint64)
-    for band in keys.T:
-        order = np.argsort(band, kind="stable")
-        order = order[np.searchsorted(band[order], 1) :]
-        key = band[order]
-        starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, np.int64)
-        sizes = np.diff(np.append(starts, len(key)))
-        heads, of_size = np.repeat(starts, sizes), np.repeat(sizes, sizes)
-        pairs = [_packed(order[heads], order)]
-        for step in range(1, min(NEIGHBOURS, int(sizes.max(initial=1)) - 1) + 1):
-            same = key[step:] == key[:-step]
-            if step > CROWD_NEIGHBOURS:
-                same &= of_size[step:] <= CROWD
-            pairs.append(_packed(order[:-step][same], order[step:][same]))
-        found = np.unique(np.concatenate([found, *pairs]))
-    low, high = found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)
-    return np.stack([low, high], axis=1).astype(np.int64)[low != high]
+
+    words: Words
+    threshold: float
+    token: np.ndarray
+    row: np.ndarray
+    sizes: np.ndarray
+    left: np.ndarray
+    parities: np.ndarray
+
+    @classmethod
+    def of(cls, words: Words, threshold: float, looked_at: np.ndarray | None = None) -> Prefixes:
+        """`looked_at` (bool, one a row): the rows that are compared, by default all; those without words have no
+        twin."""
+        among = words.lengths > 0
+        if looked_at is not None:
+            among &= looked_at
+        counts = words.lengths + PAD
+        alone = _alone(words, among)
+        left = np.flatnonzero(among & (alone <= (1 - threshold) * counts + _EPSILON))
+        sizes = np.zeros(words.rows, np.int64)
+        rarity = np.zeros(1 << _RARITY, np.int64)
+        for part in _chunks(left, counts):
+            rarity += np.bincount(_shingles(words.take(part)) >> np.uint64(64 - _RARITY), minlength=1 << _RARITY)
+        tokens, rows, parities = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)], [np.zeros((0, 4), np.uint64)]
+        for part in _chunks(left, counts):
+            token, local, size = _distinct(words.take(part), rarity)
+            sizes[part] = size
+            parities.append(_parities(token, local, len(part)))
+            nth = np.arange(len(token)) - np.repeat(np.cumsum(size) - size, size)
+            first = nth < np.repeat(size - _least(size, threshold) + 1, size)
+            # A shingle that no other row has cannot bring two together.
+            shared = token >> np.uint64(64 - 16) > 1
+            tokens.append(token[first & shared])
+            rows.append(part[local[first & shared]].astype(np.uint32))
+        entries = pl.DataFrame({"token": np.concatenate(tokens), "row": np.concatenate(rows)}).sort("token", "row")
+        entries = entries.filter(pl.len().over("token") > 1) if entries.height else entries
+        token, row = (entries[name].to_numpy() for name in ("token", "row"))
+        return cls(words, threshold, token, row, sizes, left, np.concatenate(parities))
+
+    def entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(first place of its group, row) of the entries of these rows (bool, one a row), groups of one left out."""
+        of = rows[self.row]
+        token, row = self.token[of], self.row[of].astype(np.int64)
+        starts = np.flatnonzero(np.concatenate([[True], token[1:] != token[:-1]])) if len(token) else np.zeros(0, int)
+        sizes = np.diff(np.append(starts, len(token)))
+        several = np.repeat(sizes > 1, sizes)
+        sizes = sizes[sizes > 1]
+        return np.repeat(np.cumsum(sizes) - sizes, sizes), row[several]
+
+    def possible(self, pairs: np.ndarray) -> np.ndarray:
+        """Whether pairs of rows (n, 2) may be near each other, by their sizes and bits alone (bool)."""
+        low, high = pairs.T
+        one, other = self.sizes[low], self.sizes[high]
+        may = np.minimum(one, other) >= self.threshold * np.maximum(one, other) - _EPSILON
+        at = np.searchsorted(self.left, pairs[may])
+        apart = np.bitwise_count(self.parities[at[:, 0]] ^ self.parities[at[:, 1]]).sum(axis=1, dtype=np.int64)
+        # J >= t of sets of a and b elements leaves them no more than (1 - t) / (1 + t) (a + b) to differ in.
+        most = (1 - self.threshold) / (1 + self.threshold) * (one + other)[may] + _EPSILON
+        may[may] = apart <= most
+        return may
 
 
-def _packed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low, high = np.minimum(a, b).astype(np.uint64), np.maximum(a, b).astype(np.uint64)
-    return (low << np.uint64(32)) | high
+def near_duplicates(prefixes: Prefixes, looked_at: np.ndarray | None = None) -> pl.DataFrame:
+    """The rows to set aside, as TWINS; rows come best-ranked first, and `looked_at` narrows them further.
+
+    A row goes when it is near a better-ranked row that stays. So no two rows that stay are near each other, each
+    removal has a twin in the data, and chains of small changes do not carry a whole source away.
+    """
+    every = np.ones(len(prefixes.sizes), bool) if looked_at is None else looked_at
+    known = _Pairs(prefixes)
+    gone: dict[int, tuple[int, float]] = {}
+    # Copies of one page meet in every shingle, and naming all their pairs would cost the square of the crowd. Most
+    # of it goes by its first row; all pairs are then named among the rows that are left, until none is new.
+    whole = False
+    while True:
+        staying = every.copy()
+        staying[list(gone)] = False
+        found = sum(known.add(pairs) for pairs in _meetings(*prefixes.entries(staying), whole=whole))
+        if found:
+            gone = known.leaders()
+        elif whole:
+            break
+        whole = whole or not found
+    ordered = sorted((row, twin, near) for row, (twin, near) in gone.items())
+    return pl.DataFrame(ordered, schema=TWINS, orient="row")
 
 
-def jaccard(rows: Words, pairs: np.ndarray) -> np.ndarray:
-    """Exact Jaccard similarity of the shingle sets of pairs of rows (n, 2)."""
+def near_twins(prefixes: Prefixes, rows: np.ndarray, others: np.ndarray) -> pl.DataFrame:
+    """For each of the `rows` that is near one of the `others` (bool, one a row, apart from each other) such a twin."""
+    open_rows, found = rows.copy(), [pl.DataFrame(schema=TWINS)]
+    known = _Pairs(prefixes)
+    for whole in (False, True):
+        for pairs in _meetings(*prefixes.entries(open_rows | others), whole=whole, first=others):
+            low, high = pairs.T
+            pairs = pairs[(open_rows[low] & others[high]) | (others[low] & open_rows[high])]
+            known.add(pairs)
+        near = known.near
+        row = np.where(rows[near[:, 0]], near[:, 0], near[:, 1])
+        open_rows[row] = False
+    told = pl.DataFrame({"row": row, "twin": near.sum(axis=1) - row, "jaccard": known.alike}).cast(TWINS)
+    found.append(told.sort("row", "jaccard", "twin", descending=[False, True, False]).unique("row", keep="first"))
+    return pl.concat(found).sort("row")
+
+
+def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.ndarray) -> pl.DataFrame:
+    """The pairs of a row that is looked at (bool, one a row) and an item that are near, as TWINS (`twin`: the item).
+
+    It counts what two sets have in common and shares no step with `Prefixes`, whose results are checked with it.
+    """
+    spoken = looked_at & (rows.lengths > 0)
+    candidates = np.flatnonzero(_mostly_in(items, rows, threshold) & spoken)
+    found = [pl.DataFrame(schema=TWINS)]
+    for part in _chunks(candidates, rows.lengths + PAD, _TABLE_BLOCK):
+        token, row, size = _distinct(rows.take(part))
+        sets = pl.DataFrame({"token": token, "row": row.astype(np.uint32)})
+        table = BitTable.of(token)
+        for first, block in items.blocks(_TABLE_BLOCK):
+            met = np.add.reduceat(table.has(_shingles(block)), block.offsets[:-1] - PAD, dtype=np.int64)
+            near = np.flatnonzero((met > 0) & (block.lengths > 0))
+            token, item, length = _distinct(block.take(near))
+            both = sets.join(pl.DataFrame({"token": token, "item": item}), on="token").group_by("row", "item").len()
+            row, item, shared = (both[name].to_numpy() for name in ("row", "item", "len"))
+            alike = shared / (size[row] + length[item] - shared)
+            pairs = pl.DataFrame({"row": part[row], "twin": near[item] + first, "jaccard": alike})
+            found.append(pairs.filter(pl.col("jaccard") >= threshold).cast(TWINS))
+    return pl.concat(found).sort("row", "twin")
+
+
+def _mostly_in(items: Words, rows: Words, threshold: float) -> np.ndarray:
+    """Whether `threshold` of each row's shingles may be shingles of the items (bool); no row is ruled out in error."""
+    table = BitTable.of(_shingles(items))
+    may = np.zeros(rows.rows, bool)
+    for first, block in rows.blocks():
+        shingles, starts = _shingles(block), block.offsets[:-1] - PAD
+        most = (1 - threshold) * (block.lengths + PAD) + _EPSILON
+        missing = ~table.has(shingles)
+        # What a row says twice counts once.
+        ordered = np.sort(shingles[missing])
+        twice = BitTable.of(ordered[1:][ordered[1:] == ordered[:-1]])
+        fewest = np.add.reduceat(missing & ~twice.has(shingles), starts, dtype=np.int64)
+        may[first : first + block.rows] = fewest <= most
+    return may
+
+
+class _Pairs:
+    """Pairs that were compared, so that none is twice, and those of them that are near."""
+
+    def __init__(self, prefixes: Prefixes) -> None:
+        self._prefixes = prefixes
+        self._compared = np.zeros(0, np.uint64)
+        self.near, self.alike = np.zeros((0, 2), np.int64), np.zeros(0)
+
+    def add(self, pairs: np.ndarray) -> int:
+        """Compare these pairs (n, 2; the lower row first); how many were near and not known."""
+        pairs = pairs[self._prefixes.possible(pairs)]
+        packed = distinct(pairs[:, 0].astype(np.uint64) << np.uint64(32) | pairs[:, 1].astype(np.uint64))
+        at = np.searchsorted(self._compared, packed)
+        at[at == len(self._compared)] = 0
+        packed = packed[self._compared[at] != packed] if len(self._compared) else packed
+        self._compared = np.sort(np.concatenate([self._compared, packed]))
+        pairs = np.stack([packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
+        alike = jaccard(self._prefixes.words, pairs)
+        near = alike >= self._prefixes.threshold
+        self.near = np.concatenate([self.near, pairs[near]])
+        self.alike = np.concatenate([self.alike, alike[near]])
+        return int(near.sum())
+
+    def leaders(self) -> dict[int, tuple[int, float]]:
+        """For each row that goes, the best-ranked row that stays and is near it."""
+        gone: dict[int, tuple[int, float]] = {}
+        order = np.lexsort((self.near[:, 0], self.near[:, 1]))
+        for (low, high), alike in zip(self.near[order].tolist(), self.alike[order].tolist(), strict=True):
+            if low not in gone and high not in gone:
+                gone[high] = (low, alike)
+        return gone
+
+
+def _meetings(
+    begin: np.ndarray, row: np.ndarray, *, whole: bool, first: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Pairs of rows (n, 2; the lower row first) that meet in a group of entries, so many at a time.
+
+    `begin`: where each entry's group begins. Without `whole`, each row meets the first of its group (the first of
+    `first`, where that is given) and its next few; with it, everyone in the group.
+    """
+    place = np.arange(len(row))
+    if not whole:
+        heads = row[begin]
+        if first is not None:
+            at = np.where(first[row], place, len(row))
+            earliest = np.minimum.reduceat(at, np.unique(begin)) if len(row) else at
+            heads = row[np.minimum(np.repeat(earliest, np.diff(np.append(np.unique(begin), len(row)))), len(row) - 1)]
+        yield _ordered(heads, row)
+    most = int((place - begin).max(initial=0))
+    batch: list[np.ndarray] = []
+    for step in range(1, (most if whole else min(most, _NEIGHBOURS)) + 1):
+        if step & (step - 1) == 0:  # at each power of 2: groups that have no two rows so far apart are done
+            sizes = np.unique(begin, return_counts=True)[1]
+            large = np.repeat(sizes > step, sizes)
+            sizes = sizes[sizes > step]
+            begin, row = np.repeat(np.cumsum(sizes) - sizes, sizes), row[large]
+        same = begin[step:] == begin[:-step]
+        batch.append(_ordered(row[:-step][same], row[step:][same]))
+        if sum(map(len, batch)) > _CANDIDATES:
+            yield np.concatenate(batch)
+            batch = []
+    if batch:
+        yield np.concatenate(batch)
+
+
+def _ordered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1)[a != b]
+
+
+def _alone(words: Words, among: np.ndarray) -> np.ndarray:
+    """How many shingles of each row surely occur once in all of `among` (bool, one a row): some, never too many.
+
+    Shingles share slots of a table, and what shares its slot counts as common.
+    """
+    total = int((words.lengths[among] + PAD).sum())
+    bits = min(max(ceil(log2(total + 1)) + 1, 16), _SLOTS)
+    passes = ceil(log2(max(total >> bits, 1)))
+    counts = np.zeros(words.rows, np.int64)
+    everything = bool(among.all())
+
+    def slots(block: Words, first: int, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        found = _shingles(block) >> np.uint64(64 - bits - passes)
+        mine = None
+        if not everything:
+            mine = np.repeat(among[first : first + block.rows], block.lengths + PAD)
+        if passes:
+            mine = (found >> np.uint64(bits) == number) & (True if mine is None else mine)
+            found &= np.uint64((1 << bits) - 1)
+        return found.astype(np.uint32), mine
+
+    for number in range(1 << passes):
+        seen = np.zeros(1 << bits, np.uint8)
+        for first, block in words.blocks(_TABLE_BLOCK):
+            found, mine = slots(block, first, number)
+            ordered = np.sort(found if mine is None else found[mine])
+            seen[ordered] = seen[ordered] << 1 | 1
+            seen[ordered[1:][ordered[1:] == ordered[:-1]]] |= 2
+        common = BitTable(seen > 1)
+        del seen
+        for first, block in words.blocks():
+            found, mine = slots(block, first, number)
+            alone = ~common.has_slots(found)
+            if mine is not None:
+                alone &= mine
+            starts = block.offsets[:-1] - PAD
+            counts[first : first + block.rows] += np.add.reduceat(alone, starts, dtype=np.int64)
+    return counts
+
+
+def _shingles(words: Words) -> np.ndarray:
+    """Hashes (u64) of the shingles of rows, one after the other; a row of n words has n + PAD of them."""
+    return runs(words.hashes, SHINGLE)
+
+
+def _distinct(words: Words, rarity: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The shingles of each row without repetition: token (u64), row (i64), and how many a row has.
+
+    They come in the order of the tokens, that is, with `rarity`, from rare to common: how often a shingle was seen is
+    in a token's upper bits.
+    """
+    token = _shingles(words)
+    if rarity is not None:
+        seen = np.minimum(rarity[token >> np.uint64(64 - _RARITY)], 0xFFFF).astype(np.uint64)
+        token = seen << np.uint64(48) | token & np.uint64((1 << 48) - 1)
+    row = np.repeat(np.arange(words.rows), words.lengths + PAD)
+    order = np.argsort(token)
+    order = order[np.argsort(row[order].astype(np.uint16 if words.rows < 1 << 16 else np.uint32), kind="stable")]
+    token = token[order]
+    new = np.ones(len(token), bool)
+    new[1:] = (token[1:] != token[:-1]) | (row[1:] != row[:-1])
+    return token[new], row[new], np.bincount(row[new], minlength=words.rows)
+
+
+def _parities(token: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
+    """For each row, how many of its tokens fall on each of 256 bits, modulo 2, as u64 of shape (rows, 4)."""
+    odd = np.bincount(row * 256 + (token & np.uint64(255)).astype(np.int64), minlength=rows * 256) & 1
+    return np.packbits(odd.astype(bool).reshape(rows, 256), axis=1).view(np.uint64)
+
+
+def _least(size: np.ndarray, threshold: float) -> np.ndarray:
+    """The fewest shingles that a set of this size has in common with one that is `threshold` like it."""
+    return np.maximum(np.ceil(threshold * size - _EPSILON).astype(np.int64), 1)
+
+
+def _chunks(rows: np.ndarray, counts: np.ndarray, most: int = 1 << 18) -> Iterator[np.ndarray]:
+    """Rows in chunks of about so many shingles."""
+    ends = np.cumsum(counts[rows])
+    first = 0
+    while first < len(rows):
+        begun = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, begun + most, side="right")), first + 1)
+        yield rows[first:last]
+        first = last
+
+
+def jaccard(words: Words, pairs: np.ndarray) -> np.ndarray:
+    """Jaccard similarity (f64) of the shingle sets of pairs of rows (n, 2)."""
     result = np.zeros(len(pairs))
     for first in range(0, len(pairs), _PAIRS):
         part = pairs[first : first + _PAIRS]
         needed, at = np.unique(part, return_inverse=True)
-        shingles, offsets = ngrams(rows.take(needed), SHINGLE, edges=True)
-        row = np.repeat(np.arange(len(needed)), np.diff(offsets))
-        sets = pl.DataFrame({"row": row, "shingle": shingles}).unique().group_by("row").agg("shingle")
-        every = pl.DataFrame({"row": np.arange(len(needed))})
-        set_of = every.join(sets, on="row", how="left", maintain_order="left")["shingle"].fill_null([])
-        at = at.reshape(part.shape)
-        counts = pl.DataFrame({"a": set_of.gather(at[:, 0]), "b": set_of.gather(at[:, 1])}).select(
-            shared=pl.col("a").list.set_intersection("b").list.len().cast(pl.Float64),
-            total=pl.col("a").list.len() + pl.col("b").list.len(),
-        )
-        shared, total = counts["shared"].to_numpy(), counts["total"].to_numpy()
-        result[first : first + _PAIRS] = shared / np.maximum(total - shared, 1)
+        token, _, sizes = _distinct(words.take(needed))
+        starts = np.cumsum(sizes) - sizes
+        sides = at.reshape(part.shape)
+        both = sizes[sides].ravel()
+        ends = np.cumsum(both)
+        place = np.arange(ends[-1]) + np.repeat(starts[sides].ravel() - (ends - both), both)
+        # Both sets of a pair, sorted together under the pair's number: what they share stands side by side.
+        number = np.repeat(np.arange(len(part), dtype=np.uint64), both.reshape(part.shape).sum(axis=1))
+        keyed = np.sort(number << np.uint64(52) | token[place] >> np.uint64(12))
+        same = keyed[1:][keyed[1:] == keyed[:-1]] >> np.uint64(52)
+        shared = np.bincount(same.astype(np.int64), minlength=len(part))
+        result[first : first + _PAIRS] = shared / (both.reshape(part.shape).sum(axis=1) - shared)
     return result
-
-
-def near_pairs(
-    rows: Words, keys: np.ndarray, threshold: float, *, across: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of rows (n, 2) that are at least `threshold` alike, and how alike they are.
-
-    With `across`, only pairs of one of the first so many rows and one of the others.
-    """
-    pairs = candidates(keys)
-    if across is not None:
-        pairs = pairs[(pairs[:, 0] < across) & (pairs[:, 1] >= across)]
-    alike = jaccard(rows, pairs)
-    return pairs[alike >= threshold], alike[alike >= threshold]
-
-
-def near_duplicates(rows: Words, keys: np.ndarray, threshold: float, left: np.ndarray | None = None) -> pl.DataFrame:
-    """The rows to set aside, as (`row`, `twin`: u32, `jaccard`: f64); `rows` come best-ranked first.
-
-    `left`: the rows that are compared, in ascending order, by default all.
-
-    A row goes when it is near a better-ranked row that stays, so each removal has a twin in the data that is
-    at least `threshold` like it, and chains of small changes do not carry a whole source away.
-    """
-    pairs = candidates(keys if left is None else keys[left])
-    if left is not None:
-        pairs = left[pairs].astype(np.int64)
-    alike = jaccard(rows, pairs)
-    pairs, alike = pairs[alike >= threshold], alike[alike >= threshold]
-    twins = _leaders(pairs, alike)
-    # In a crowded bucket a row may have met only rows that go: let it meet the rows that these go for.
-    met = {(leader, high) for low, high in pairs.tolist() if (leader := twins.get(low, (high, 0.0))[0]) != high}
-    met -= set(map(tuple, pairs.tolist()))
-    if met:
-        more = np.array(sorted(met), np.int64)
-        near = jaccard(rows, more)
-        pairs = np.concatenate([pairs, more[near >= threshold]])
-        twins = _leaders(pairs, np.concatenate([alike, near[near >= threshold]]))
-    ordered = sorted((row, twin, near) for row, (twin, near) in twins.items())
-    schema = {"row": pl.UInt32, "twin": pl.UInt32, "jaccard": pl.Float64}
-    return pl.DataFrame(ordered, schema=schema, orient="row")
-
-
-def _leaders(pairs: np.ndarray, alike: np.ndarray) -> dict[int, tuple[int, float]]:
-    """For each row that goes, the best-ranked row that stays and is near it."""
-    gone: dict[int, tuple[int, float]] = {}
-    order = np.lexsort((pairs[:, 0], pairs[:, 1]))
-    for (low, high), near in zip(pairs[order].tolist(), alike[order].tolist(), strict=True):
-        if low not in gone and high not in gone:
-            gone[high] = (low, near)
-    return gone

@@ -8,21 +8,27 @@ something does (29 + 48 is not 29 - 48). Where a script writes no spaces (Han, k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
-_PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, so it has an inverse modulo 2**64
-_INVERSE = np.uint64(pow(int(_PRIME), -1, 2**64))
+# Blanks between rows. A run of one word more hangs over both ends of its row and touches no other one, so a
+# whole block of rows is cut into runs by one pass over a flat array.
+PAD = 4
+_PRIME = np.uint32(0x9E3779B1)  # odd, so it has an inverse modulo 2**32
+_INVERSE = np.uint32(pow(int(_PRIME), -1, 2**32))
+_RUN = 0x9E3779B97F4A7C15
 _BLOCK = 1 << 16  # bytes, and words, worked on at once: what stays in a core's cache
 
 
 @dataclass(frozen=True)
 class Words:
-    """Word hashes of rows: `hashes` (u32, flat), those of row r from `offsets[r]` to `offsets[r + 1]` (i64)."""
+    """Word hashes of rows: `hashes` (u32, flat), with `PAD` zeros before the first row and after each one; those of
+    row r begin at `offsets[r]` (i64) and end `PAD` before `offsets[r + 1]`."""
 
     hashes: np.ndarray
     offsets: np.ndarray
@@ -33,19 +39,29 @@ class Words:
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
+        return np.diff(self.offsets) - PAD
 
     def take(self, rows: np.ndarray) -> Words:
         """These rows, in this order."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return Words(self.hashes[at], offsets)
+        return self.spans(self.offsets[rows], self.lengths[rows], np.arange(len(rows) + 1))
 
-    def then(self, other: Words) -> Words:
-        """These rows and then the other ones."""
-        offsets = np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]])
-        return Words(np.concatenate([self.hashes, other.hashes]), offsets)
+    def spans(self, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Words:
+        """Rows pieced together from spans of words; row r is made of the spans from `rows[r]` to `rows[r + 1]`."""
+        counts = np.diff(rows)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        offsets = PAD + ends[rows] + PAD * np.arange(len(rows))
+        hashes = np.zeros(offsets[-1], np.uint32)
+        pads = PAD * (1 + np.repeat(np.arange(len(counts)), counts))
+        place = np.arange(ends[-1])
+        hashes[place + np.repeat(pads, lengths)] = self.hashes[place + np.repeat(starts - ends[:-1], lengths)]
+        return Words(hashes, offsets)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Words]) -> Words:
+        """The rows of all parts, one after the other."""
+        hashes = np.concatenate([np.zeros(PAD, np.uint32), *(part.hashes[PAD:] for part in parts)])
+        lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
+        return cls(hashes, PAD + np.concatenate([[0], np.cumsum(lengths + PAD)]))
 
     def blocks(self, words: int = _BLOCK) -> Iterator[tuple[int, Words]]:
         """Consecutive rows, about so many words at a time, each with the number of its first row."""
@@ -53,7 +69,7 @@ class Words:
         while first < self.rows:
             last = int(np.searchsorted(self.offsets, self.offsets[first] + words, side="right")) - 1
             last = min(max(last, first + 1), self.rows)
-            low, high = self.offsets[first], self.offsets[last]
+            low, high = self.offsets[first] - PAD, self.offsets[last]
             yield first, Words(np.asarray(self.hashes[low:high]), self.offsets[first : last + 1] - low)
             first = last
 
@@ -65,46 +81,65 @@ class WordFile:
         self._path = path
         self._file = open(path, "wb")  # noqa: SIM115
         self._lengths: list[np.ndarray] = []
+        np.zeros(PAD, np.uint32).tofile(self._file)
 
     def append(self, words: Words) -> None:
-        words.hashes.tofile(self._file)
+        words.hashes[PAD:].tofile(self._file)
         self._lengths.append(words.lengths)
 
     def read(self) -> Words:
         """All rows, in the order in which they came; closes the file."""
         self._file.close()
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *self._lengths]))])
-        if not offsets[-1]:
-            return Words(np.zeros(0, np.uint32), offsets)
+        lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
+        offsets = PAD + np.concatenate([[0], np.cumsum(lengths + PAD)])
         return Words(np.memmap(self._path, dtype=np.uint32, mode="r"), offsets)
 
 
 _SIGN, _WORD = 2, 1
 _CLASSES = bytes(
-    _SIGN if byte in b"+-*/=<>^%$&|~@#\\" else _WORD if byte >= 128 or chr(byte).isalnum() else 0 for byte in range(256)
+    _SIGN if byte in b"\0+-*/=<>^%$&|~@#\\" else _WORD if byte >= 128 or chr(byte).isalnum() else 0
+    for byte in range(256)
 )
 
 
 def word_hashes(texts: pl.Series) -> Words:
-    """The words of each text."""
-    lowered = texts.fill_null("").str.to_lowercase()
-    lengths = lowered.str.len_bytes().to_numpy().astype(np.int64)
-    # A space after each text keeps a word from running over into the next row.
-    data = np.frombuffer((" ".join(lowered.to_list()) + " ").encode(), np.uint8)
-    ends = np.concatenate([[0], np.cumsum(lengths + 1)])
-    found, starts = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
+    """The words of each text, a row each."""
+    return turn_words(texts, np.ones(len(texts), bool))[0]
+
+
+def turn_words(turns: pl.Series, last: np.ndarray) -> tuple[Words, np.ndarray]:
+    """The words of texts, and where in the flat array those of each text end (i64).
+
+    A row ends with the text at which `last` (bool) is true, so one row may be made of several texts.
+    """
+    if not len(turns):
+        return Words(np.zeros(PAD, np.uint32), np.full(1, PAD)), np.zeros(0, np.int64)
+    # NUL is a sign of its own whose hash is 0: so the blanks between rows come out of the same pass.
+    said = turns.fill_null("").str.to_lowercase().str.replace_all("\0", " ", literal=True)
+    ended = pl.DataFrame({"said": said, "last": last}).select(
+        pl.concat_str("said", pl.when("last").then(pl.lit("\0" * PAD)).otherwise(pl.lit(" ")))
+    )
+    flat = ended.to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
+    if isinstance(flat, pa.ChunkedArray):
+        flat = flat.combine_chunks()
+    _, places, content = flat.buffers()
+    ends = np.frombuffer(places, np.int64)[flat.offset : flat.offset + len(flat) + 1]
+    data, ends = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]], ends - ends[0]
+    found, starts = [np.zeros(PAD, np.uint32)], []
     first = 0
-    while first < len(lengths):
-        last = max(int(np.searchsorted(ends, ends[first] + _BLOCK, side="right")) - 1, first + 1)
-        hashes, at = _block_words(data[ends[first] : ends[last]])
+    while first < len(turns):
+        until = max(int(np.searchsorted(ends, ends[first] + _BLOCK, side="right")) - 1, first + 1)
+        hashes, at = _block_words(data[ends[first] : ends[until]])
         found.append(hashes)
         starts.append(at + ends[first])
-        first = last
-    return Words(np.concatenate(found), np.searchsorted(np.concatenate(starts), ends))
+        first = until
+    after = PAD + np.searchsorted(np.concatenate(starts), ends[1:])
+    offsets = np.concatenate([[PAD], after[last]])
+    return Words(np.concatenate(found), offsets), after - PAD * last
 
 
 def _block_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes and starts of the words in a block of bytes that ends with a space."""
+    """Hashes and starts of the words in a block of bytes that ends with what is no letter."""
     classes = np.frombuffer(data.tobytes().translate(_CLASSES), np.uint8)
     word, signs = _without_punctuation(classes > 0, data), classes == _SIGN
     begins = word & signs
@@ -118,14 +153,12 @@ def _block_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         after = after + np.where(data[after] >= 0xF0, 4, 3)
         after = after[after < len(data)]
         begins[after] |= word[after]
-    # A word ends where the next byte is of no word, or of the next one.
-    ends_next = word.copy()
-    ends_next[:-1] &= ~word[1:] | begins[1:]
-    starts, ends = np.flatnonzero(begins), np.flatnonzero(ends_next) + 1
+    starts = np.flatnonzero(begins)
     powers, inverses = _powers(len(data))
-    running = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum(data * powers[: len(data)], out=running[1:])
-    return _mix((running.take(ends) - running.take(starts)) * inverses.take(starts)), starts
+    # What is of no word adds nothing, so a word's sum is the difference from its start to the next one's.
+    running = np.zeros(len(data) + 1, np.uint32)
+    np.cumsum(data * word * powers[: len(data)], out=running[1:])
+    return _mix(np.diff(running.take(starts), append=running[-1]) * inverses.take(starts)), starts
 
 
 def _without_punctuation(word: np.ndarray, data: np.ndarray) -> np.ndarray:
@@ -142,50 +175,65 @@ _tables: dict[str, np.ndarray] = {}
 
 
 def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The powers of the prime and of its inverse, modulo 2**64, at least so many."""
+    """The powers of the prime and of its inverse, modulo 2**32, at least so many."""
     if len(_tables.get("powers", ())) < length:
         size = max(length, _BLOCK)
         for name, factor in (("powers", _PRIME), ("inverses", _INVERSE)):
-            table = np.full(size, factor, np.uint64)
+            table = np.full(size, factor, np.uint32)
             table[0] = 1
-            _tables[name] = np.cumprod(table)
+            _tables[name] = np.cumprod(table, dtype=np.uint32)
     return _tables["powers"], _tables["inverses"]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The upper half of a finaliser (as in SplitMix64, Steele et al. 2014), so that every bit counts."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (values >> np.uint64(32)).astype(np.uint32)
+    """A finaliser without collisions (fmix32 of MurmurHash3, Appleby 2011), so that every bit counts; 0 stays 0."""
+    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return values ^ (values >> np.uint32(16))
 
 
-def ngrams(rows: Words, size: int, *, edges: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (u64) of the runs of `size` words in each row, flat, and their row offsets.
-
-    With `edges`, runs may hang over the beginning and the end of a row, so that its first and last words count as
-    often as the others and a row of fewer words has runs as well; a row without a word has none in any case.
-    """
-    if edges:
-        rows = _framed(rows, size - 1)
-    counts = np.maximum(rows.lengths - size + 1, 0)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    total = len(rows.hashes) - size + 1
-    if total <= 0:
-        return np.zeros(0, np.uint64), offsets
-    rolled = np.zeros(total, np.uint64)
-    for k in range(size):
-        rolled = rolled * _PRIME + rows.hashes[k : k + total]
-    rolled ^= rolled >> np.uint64(29)
-    at = np.arange(offsets[-1]) + np.repeat(rows.offsets[:-1] - offsets[:-1], counts)
-    return rolled[at], offsets
+def runs(hashes: np.ndarray, size: int) -> np.ndarray:
+    """Hashes (u64) of all runs of `size` words in a flat array, (words - size + 1,), by doubling their length."""
+    if len(hashes) < size:
+        return np.zeros(0, np.uint64)
+    rolled, length = hashes.astype(np.uint64), 1
+    for bit in bin(size)[3:]:
+        rolled = rolled[:-length] * np.uint64(pow(_RUN, length, 2**64)) + rolled[length:]
+        length *= 2
+        if bit == "1":
+            rolled = rolled[:-1] * np.uint64(_RUN) + hashes[length:]
+            length += 1
+    rolled ^= rolled >> np.uint64(32)
+    rolled *= np.uint64(0xD6E8FEB86659FD93)
+    return rolled
 
 
-def _framed(rows: Words, width: int) -> Words:
-    """The rows with so many blanks before and after, but for rows without a word."""
-    wanted = np.where(rows.lengths > 0, rows.lengths + 2 * width, 0)
-    offsets = np.concatenate([[0], np.cumsum(wanted)])
-    hashes = np.zeros(offsets[-1], np.uint32)
-    hashes[np.arange(len(rows.hashes)) + np.repeat(offsets[:-1] + width - rows.offsets[:-1], rows.lengths)] = (
-        rows.hashes
-    )
-    return Words(hashes, offsets)
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """The numbers in order, each once; for many, sorting is faster than the hash table of `np.unique`."""
+    ordered = np.sort(numbers)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+
+
+class BitTable:
+    """A set of slots, a bit each, so that many of them stay in a core's cache; a hash's upper bits are its slot."""
+
+    def __init__(self, members: np.ndarray) -> None:
+        """`members`: bool, true at each slot of the set; as many as a power of 2, at least 8."""
+        self._bits = np.packbits(members, bitorder="little")
+        self._shift = np.uint64(65 - len(members).bit_length())
+
+    @classmethod
+    def of(cls, hashes: np.ndarray, most_bits: int = 27) -> BitTable:
+        """The slots of these hashes (u64), in a table that they fill to a sixteenth, if it may be that large."""
+        shift = np.uint64(64 - min(len(hashes).bit_length() + 4, most_bits))
+        members = np.zeros(1 << (64 - int(shift)), bool)
+        members[hashes >> shift] = True
+        return cls(members)
+
+    def has(self, hashes: np.ndarray) -> np.ndarray:
+        """Whether the slot of each hash (u64) is in the set (bool): true for all of its hashes, and a few others."""
+        return self.has_slots((hashes >> self._shift).astype(np.uint32))
+
+    def has_slots(self, slots: np.ndarray) -> np.ndarray:
+        """Whether each slot (u32) is in the set (bool)."""
+        return (self._bits[slots >> np.uint32(3)] >> (slots & np.uint32(7)).astype(np.uint8) & 1).view(bool)

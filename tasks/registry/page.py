@@ -236,7 +236,7 @@ def _mixture(mixture: TokenisedMixture) -> str:
     shares = ", ".join(
         f"{name} {100 * part.reached:.1f} % (asked {100 * part.asked:.1f})" for name, part in mixture.shares.items()
     )
-    return f"{splits}. Shares of supervised tokens: {shares}."
+    return f"{splits}. Shares of {mixture.measure.replace('_', ' ')}: {shares}."
 
 
 def _conserved(entry: Conversations) -> str:

@@ -5,48 +5,67 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.mixture import leaks, split_of
-from tasks.mixture.split import hash64
+from tasks.mixture import other_side, split_of
+from tasks.quality import TWINS
+from tasks.quality.duplicates import hashes
+
+HASHES = st.integers(0, 2**64 - 1)
 
 
-def splits(prompts: list[str], test: float = 0.15, validation: float = 0.05) -> list[str]:
-    return split_of(pl.Series(prompts, dtype=pl.String), test=test, validation=validation).to_list()
+def splits(hashes: list[int], test: float = 0.15, validation: float = 0.05) -> list[str]:
+    return split_of(pl.Series(hashes, dtype=pl.UInt64), test=test, validation=validation).to_list()
 
 
-def test_the_hash_is_blake2b_and_never_changes() -> None:
-    # Of the standard library, for whoever has to find a conversation's split without this code:
-    # blake2b(b"hello", digest_size=8, salt=b"split") read as a big-endian number.
-    assert hash64(["hello", ""], "split").to_list() == [hash_of("hello"), hash_of("")]
-
-
-def hash_of(text: str) -> int:
-    from hashlib import blake2b
-
-    return int.from_bytes(blake2b(text.encode(), digest_size=8, salt=b"split").digest(), "big")
+def hashed(count: int) -> list[int]:
+    return hashes(str(n).encode() for n in range(count)).tolist()
 
 
 def test_shares_of_prompts_are_held_out() -> None:
-    found = splits([f"prompt {n}" for n in range(20_000)])
+    found = splits(hashed(20_000))
     assert found.count("test") / 20_000 == pytest.approx(0.15, abs=0.01)
     assert found.count("validation") / 20_000 == pytest.approx(0.05, abs=0.01)
+    assert splits([0, 2**64 - 1]) == ["test", "validation"]
 
 
-@given(st.lists(st.text(), max_size=30), st.integers(0, 2**31))
-def test_a_prompt_has_the_same_split_in_any_company(prompts: list[str], seed: int) -> None:
-    alone = [splits([prompt])[0] for prompt in prompts]
-    assert splits(prompts) == alone
-    assert splits(prompts[::-1]) == alone[::-1]
+@given(st.lists(HASHES, max_size=30))
+def test_a_prompt_has_the_same_split_in_any_company(some: list[int]) -> None:
+    alone = [splits([one])[0] for one in some]
+    assert splits(some) == alone
+    assert splits(some[::-1]) == alone[::-1]
 
 
 def test_a_larger_test_split_moves_no_validation_row_and_loses_no_test_row() -> None:
-    prompts = [f"prompt {n}" for n in range(2000)]
-    small, large = splits(prompts, test=0.1), splits(prompts, test=0.3)
+    some = hashed(2000)
+    small, large = splits(some, test=0.1), splits(some, test=0.3)
     for before, after in zip(small, large, strict=True):
         assert before == after or (before, after) == ("train", "test")
-    assert "validation" not in splits(prompts, validation=0)
+    assert "validation" not in splits(some, validation=0)
 
 
-def test_leaks_are_found() -> None:
-    rows = pl.DataFrame({"prompt": ["a", "a", "b", "c"], "split": ["train", "test", "train", "validation"]})
-    assert leaks(rows)["prompt"].to_list() == ["a"]
-    assert leaks(rows.filter(pl.col("prompt") != "a")).is_empty()
+def astray(split_of_row: list[str], twins: list[tuple[int, int]]) -> list[tuple[int, int, str]]:
+    rows = pl.DataFrame({"row": range(len(split_of_row)), "split": split_of_row}, schema_overrides={"row": pl.UInt32})
+    pairs = pl.DataFrame([(*pair, 0.9) for pair in twins], schema=TWINS, orient="row")
+    return other_side(rows, pairs).rows()
+
+
+def test_a_cluster_takes_the_split_of_most_of_its_rows() -> None:
+    assert astray(["train", "test", "train", "test"], [(1, 0), (2, 0)]) == [(1, 0, "train")]
+    assert astray(["train", "test", "test"], [(1, 0), (2, 0)]) == [(0, 1, "test")]
+    assert astray(["validation", "train", "test"], [(1, 0), (2, 0)]) == [(0, 2, "test"), (1, 2, "test")]
+    assert astray(["train", "train", "test", "validation"], [(1, 0), (3, 2)]) == [(3, 2, "test")]
+    assert astray(["train", "test"], []) == []
+
+
+@given(st.data())
+def test_no_cluster_is_on_two_sides_and_nothing_is_moved(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    split = data.draw(st.lists(st.sampled_from(["train", "validation", "test"]), min_size=count, max_size=count))
+    leader = [data.draw(st.integers(0, n)) for n in range(count)]
+    leader = [n if leader[one] != one else one for n, one in enumerate(leader)]
+    gone = {row for row, _, _ in astray(split, [(n, one) for n, one in enumerate(leader) if one != n])}
+    for one in set(leader):
+        members = [n for n in range(count) if leader[n] == one]
+        sides = {split[n] for n in members if n not in gone}
+        assert len(sides) == 1
+        assert sum(split[n] in sides for n in members) == max(map([split[n] for n in members].count, sides))
+        assert all(split[n] not in sides for n in members if n in gone)

@@ -49,25 +49,18 @@ def test_covered_words_are_counted_once() -> None:
 
 
 def test_conversations_that_open_with_a_question() -> None:
-    turns = word_hashes(pl.Series(["How do I sort a list?", "And backwards?", "Hi!", "Hi!", "How do I sort a list?"]))
-    first_turn = np.array([0, 0, 2, 2, 4])
-    openings = opening_hashes(turns, first_turn)
-    train = pl.DataFrame(
-        {
-            "row": pl.Series([0, 0, 1, 1, 2], dtype=pl.UInt32),
-            "opening": openings,
-            "last": [False, True, False, True, True],
-        }
-    )
-    questions = word_hashes(pl.Series(["how do i sort a list", "hi", "and backwards"]))
+    # Three conversations: two turns, twice the same one, and one.
+    turns = ["How do I sort a list?", "And backwards?", "Hi!", "Hi!", "How do I sort a list?"]
+    row = np.array([0, 0, 1, 1, 2])
+    asked = word_hashes(pl.Series([" ".join(turns[:2]), " ".join(turns[2:4]), turns[4]]))
+    openings = opening_hashes(asked, row, word_hashes(pl.Series(turns)).lengths)
+    train = pl.DataFrame({"row": row.astype(np.uint32), "opening": openings, "last": [False, True, False, True, True]})
+    questions = word_hashes(pl.Series(["how do i sort a list", "hi", "and backwards", "hi hi"]))
+    lengths = questions.lengths
     items = pl.DataFrame(
-        {
-            "item": [0, 1, 2],
-            "opening": opening_hashes(questions, np.arange(3)),
-            "words": questions.lengths,
-        }
+        {"item": range(4), "opening": opening_hashes(questions, np.arange(4), lengths), "words": lengths}
     )
-    assert opened_with(train, items).rows() == [(0, 0), (2, 0)]
+    assert opened_with(train, items).rows() == [(0, 0), (1, 3), (2, 0)]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tasks.quality import Bands, near_duplicates, near_pairs, word_hashes
+from tasks.quality import Prefixes, counted_twins, near_duplicates, near_twins, word_hashes
+from tasks.quality import near as near_module
 from tasks.quality.near import SHINGLE, jaccard
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("l", "m", "nt", "r", "sk", "t", "v", "z")]
@@ -53,28 +57,61 @@ def brute_force(texts: list[list[str]], threshold: float) -> dict[tuple[int, int
     return pairs
 
 
-def test_against_brute_force_on_5000_rows() -> None:
-    texts = corpus(5000, seed=3)
-    true = brute_force(texts, 0.8)
-    rows = word_hashes(pl.Series([" ".join(text) for text in texts]))
-    keys = Bands(0.8).of(rows)
-    pairs, alike = near_pairs(rows, keys, 0.8)
-    found = {(low, high): near for (low, high), near in zip(pairs.tolist(), alike.tolist(), strict=True)}
-    assert len(true) > 2000
-    assert all(found[pair] == pytest.approx(near) for pair, near in true.items() if pair in found)
-    assert len(found.keys() & true.keys()) / len(found) >= 0.98
-    assert len(found.keys() & true.keys()) / len(true) >= 0.95
-
+def kernel(pairs: Iterable[tuple[int, int]]) -> set[int]:
+    """The rows that go, by the definition: those near a better-ranked row that stays."""
     gone: set[int] = set()
-    for low, high in sorted(true, key=lambda pair: (pair[1], pair[0])):
+    for low, high in sorted(pairs, key=lambda pair: (pair[1], pair[0])):
         if low not in gone:
             gone.add(high)
-    removed = near_duplicates(rows, keys, 0.8)
-    rows_removed = set(removed["row"].to_list())
-    assert len(rows_removed & gone) / len(rows_removed) >= 0.98
-    assert len(rows_removed & gone) / len(gone) >= 0.95
-    assert not rows_removed & set(removed["twin"].to_list()), "a twin that is named stays in the data"
-    assert removed["jaccard"].min() >= 0.8  # type: ignore[operator]
+    return gone
+
+
+@pytest.mark.parametrize(("threshold", "rows"), [(0.8, 5000), (0.4, 1500), (0.95, 1500), (1.0, 1500)])
+def test_exactly_what_brute_force_finds(threshold: float, rows: int) -> None:
+    texts = corpus(rows, seed=3)
+    true = brute_force(texts, threshold)
+    assert len(true) > rows / 4
+    words = word_hashes(pl.Series([" ".join(text) for text in texts]))
+    prefixes = Prefixes.of(words, threshold)
+    removed = near_duplicates(prefixes)
+    assert set(removed["row"]) == kernel(true)
+    assert not set(removed["row"]) & set(removed["twin"]), "a twin that is named stays in the data"
+    assert all(alike == true[twin, row] for row, twin, alike in removed.iter_rows())
+
+    some = np.arange(rows) % 3 == 0
+    apart = {pair: alike for pair, alike in true.items() if some[pair[0]] != some[pair[1]]}
+    one_side = {low if some[low] else high for low, high in apart}
+    twins = near_twins(prefixes, some, ~some)
+    assert set(twins["row"]) == one_side
+    assert all(apart[min(row, twin), max(row, twin)] == alike for row, twin, alike in twins.iter_rows())
+
+    others = np.flatnonzero(~some)
+    counted = counted_twins(words.take(others), words, threshold, some)
+    found = {tuple(sorted((row, int(others[item])))): alike for row, item, alike in counted.iter_rows()}
+    assert found == apart
+
+
+def test_tables_and_blocks_of_any_size_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = word_hashes(pl.Series([" ".join(text) for text in corpus(800, seed=5)]))
+    half = np.arange(words.rows) % 4 > 0
+    expected = near_duplicates(Prefixes.of(words, 0.8, half))
+    assert expected.height > 100
+    for name, value in (("_SLOTS", 12), ("_TABLE_BLOCK", 500), ("_RARITY", 8), ("_PAIRS", 7), ("_CANDIDATES", 50)):
+        monkeypatch.setattr(near_module, name, value)
+    assert near_duplicates(Prefixes.of(words, 0.8, half)).equals(expected)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=12), max_size=30), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_words_said_over_and_over(texts: list[list[str]], threshold: float) -> None:
+    words = word_hashes(pl.Series([" ".join(text) for text in texts], dtype=pl.String))
+    true = brute_force(texts, threshold)
+    true = {pair: alike for pair, alike in true.items() if texts[pair[0]] and texts[pair[1]]}
+    assert set(near_duplicates(Prefixes.of(words, threshold))["row"]) == kernel(true)
+    even = np.arange(len(texts)) % 2 == 0
+    counted = counted_twins(words.take(np.flatnonzero(~even)), words, threshold, even)
+    expected = {(low, high) if even[low] else (high, low) for low, high in true if even[low] != even[high]}
+    assert {(row, 2 * item + 1) for row, item, _ in counted.iter_rows()} == expected
 
 
 def test_a_crowd_of_copies_costs_no_square_and_leaves_one() -> None:
@@ -86,7 +123,7 @@ def test_a_crowd_of_copies_costs_no_square_and_leaves_one() -> None:
         copy[draw.randrange(300)] = f"other{n}"
         copies.append(" ".join(copy))
     rows = word_hashes(pl.Series(copies))
-    removed = near_duplicates(rows, Bands(0.8).of(rows), 0.8)
+    removed = near_duplicates(Prefixes.of(rows, 0.8))
     assert removed.height == 2499
     assert removed["twin"].unique().to_list() == [0]
 
@@ -106,16 +143,16 @@ def test_a_crowd_of_copies_costs_no_square_and_leaves_one() -> None:
 def test_short_templated_texts_that_differ_in_a_number_or_name_are_apart(one: str, other: str) -> None:
     rows = word_hashes(pl.Series([one, other]))
     assert jaccard(rows, np.array([[0, 1]]))[0] < 0.8
-    assert near_duplicates(rows, Bands(0.8).of(rows), 0.8).is_empty()
+    assert near_duplicates(Prefixes.of(rows, 0.8)).is_empty()
 
 
 def test_rows_without_words_are_no_twins() -> None:
     rows = word_hashes(pl.Series(["", "?!", "...", "a", "a"]))
-    assert near_duplicates(rows, Bands(0.8).of(rows), 0.8).rows() == [(4, 3, 1.0)]
+    assert near_duplicates(Prefixes.of(rows, 0.8)).rows() == [(4, 3, 1.0)]
 
 
 def test_only_the_rows_left_are_compared() -> None:
     rows = word_hashes(pl.Series(["a b c d e f"] * 3))
-    removed = near_duplicates(rows, Bands(0.8).of(rows), 0.8, np.array([1, 2]))
-    assert removed.rows() == [(2, 1, 1.0)]
-    assert near_duplicates(rows, Bands(0.8).of(rows), 0.8, np.array([], np.int64)).is_empty()
+    assert near_duplicates(Prefixes.of(rows, 0.8, np.array([False, True, True]))).rows() == [(2, 1, 1.0)]
+    assert near_duplicates(Prefixes.of(rows, 0.8), np.array([False, True, True])).rows() == [(2, 1, 1.0)]
+    assert near_duplicates(Prefixes.of(rows, 0.8, np.zeros(3, bool))).is_empty()

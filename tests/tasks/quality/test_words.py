@@ -4,15 +4,16 @@ import re
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.quality import WordFile, Words, word_hashes
-from tasks.quality.words import ngrams
+from tasks.quality import WordFile, Words, turn_words, word_hashes
+from tasks.quality.words import PAD, BitTable, runs
 
 
 def listed(found: Words) -> list[list[int]]:
-    return [found.hashes[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
+    return [found.hashes[a : a + n].tolist() for a, n in zip(found.offsets[:-1], found.lengths, strict=True)]
 
 
 def same(*texts: str) -> bool:
@@ -63,14 +64,42 @@ def test_texts_longer_than_a_block() -> None:
     assert sum(block.rows for _, block in found.blocks(1000)) == 3
 
 
-def test_runs_of_words() -> None:
+@pytest.mark.parametrize("size", range(1, 15))
+def test_runs_are_the_same_where_the_words_are(size: int) -> None:
+    draw = np.random.default_rng(size).integers(0, 3, 400).astype(np.uint32)
+    expected = [tuple(draw[n : n + size].tolist()) for n in range(len(draw) - size + 1)]
+    found = runs(draw, size).tolist()
+    assert len(found) == len(expected)
+    assert len(set(found)) == len(set(zip(found, expected, strict=True))) == len(set(expected))
+    assert len(runs(draw[: size - 1], size)) == 0
+
+
+def test_blanks_keep_runs_within_their_row() -> None:
     rows = word_hashes(pl.Series(["a b c d", "", "a b", "b c d"]))
-    runs, offsets = ngrams(rows, 3)
-    assert np.diff(offsets).tolist() == [2, 0, 0, 1]
-    assert runs[1] == runs[2]
-    assert runs[0] != runs[1]
-    _, framed = ngrams(rows, 3, edges=True)
-    assert np.diff(framed).tolist() == [6, 0, 4, 5]
+    assert rows.hashes[:PAD].tolist() == rows.hashes[-PAD:].tolist() == [0] * PAD
+    found = runs(rows.hashes, PAD + 1)
+    of_row = np.split(found, (rows.offsets - PAD)[1:-1])
+    assert [len(part) for part in of_row] == [4 + PAD, PAD, 2 + PAD, 3 + PAD]
+    alone = word_hashes(pl.Series(["b c d"]))
+    assert of_row[3].tolist() == runs(alone.hashes, PAD + 1).tolist()
+
+
+def test_turns_make_rows() -> None:
+    turns = pl.Series(["a b", "c", "", "d\0e", None, "f"])
+    rows, ends = turn_words(turns, np.array([False, True, True, False, False, True]))
+    a, b, c, d, e, f = (word_hashes(pl.Series([letter])).hashes[PAD] for letter in "abcdef")
+    assert listed(rows) == [[a, b, c], [], [d, e, f]]
+    assert [rows.hashes[end - 1] for end in ends[[0, 1, 3, 5]]] == [b, c, e, f]
+    assert listed(rows.spans(np.array([PAD, ends[4]]), np.array([2, 1]), np.array([0, 1, 1, 2]))) == [[a, b], [], [f]]
+    assert turn_words(turns[:0], np.zeros(0, bool))[0].rows == 0
+
+
+def test_a_table_of_bits_has_what_was_put_in_and_little_else() -> None:
+    hashes = np.random.default_rng(0).integers(0, 2**64, 20_000, np.uint64)
+    table = BitTable.of(hashes[:10_000])
+    assert table.has(hashes[:10_000]).all()
+    assert table.has(hashes[10_000:]).mean() < 0.1
+    assert not BitTable.of(hashes[:0]).has(hashes).any()
 
 
 def test_words_on_disk_are_the_words_in_memory(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -81,6 +110,7 @@ def test_words_on_disk_are_the_words_in_memory(tmp_path) -> None:  # type: ignor
     read = file.read()
     assert listed(read) == listed(word_hashes(texts))
     assert listed(read.take(np.array([3, 0]))) == [listed(read)[3], listed(read)[0]]
-    assert listed(read.then(word_hashes(texts))) == listed(read) * 2
+    assert listed(Words.joined([read, word_hashes(texts)])) == listed(read) * 2
+    assert Words.joined([]).rows == 0
     nothing = WordFile(tmp_path / "nothing")
     assert nothing.read().rows == 0

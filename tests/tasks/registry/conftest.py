@@ -241,7 +241,7 @@ def make_world(
             for name, part in parts.items()
         }
         shares = {
-            source.name: SharePart(asked=source.share, reached=source.share, rows=30, supervised_tokens=750)
+            source.name: SharePart(asked=source.share, reached=source.share, rows=30, amount=750)
             for source in recipe.sources
         }
         return {
