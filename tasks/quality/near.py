@@ -140,7 +140,7 @@ def near_duplicates(prefixes: Prefixes, looked_at: np.ndarray | None = None) -> 
 
 def near_twins(prefixes: Prefixes, rows: np.ndarray, others: np.ndarray) -> pl.DataFrame:
     """For each of the `rows` that is near one of the `others` (bool, one a row, apart from each other) such a twin."""
-    open_rows, found = rows.copy(), [pl.DataFrame(schema=TWINS)]
+    open_rows = rows.copy()
     known = _Pairs(prefixes)
     for whole in (False, True):
         for pairs in _meetings(*prefixes.entries(open_rows | others), whole=whole, first=others):
@@ -151,8 +151,9 @@ def near_twins(prefixes: Prefixes, rows: np.ndarray, others: np.ndarray) -> pl.D
         row = np.where(rows[near[:, 0]], near[:, 0], near[:, 1])
         open_rows[row] = False
     told = pl.DataFrame({"row": row, "twin": near.sum(axis=1) - row, "jaccard": known.alike}).cast(TWINS)
-    found.append(told.sort("row", "jaccard", "twin", descending=[False, True, False]).unique("row", keep="first"))
-    return pl.concat(found).sort("row")
+    return told.sort("row", "jaccard", "twin", descending=[False, True, False]).unique(
+        "row", keep="first", maintain_order=True
+    )
 
 
 def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.ndarray) -> pl.DataFrame:

@@ -110,7 +110,8 @@ def model_card(
         f"**Verdict: {verdict.decision}.** " + " ".join(_sentence(reason) for reason in verdict.reasons),
         "## Data",
         f"{train.rows} conversations, {train.tokens} tokens, {train.supervised_tokens} of them supervised; shares are "
-        f"of supervised tokens. {mixture.splits['test'].rows} held out by prompt. Mixture `{mixture.short}`.",
+        f"of {mixture.measure.replace('_', ' ')}. "
+        f"{mixture.splits['test'].rows} held out by prompt. Mixture `{mixture.short}`.",
         markdown_table(sources),
         "## Method",
         f"{training.method} with {training.backend}: rank {training.rank}, alpha {training.alpha}, learning rate "
