@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.approve import waits
 from flows.artifacts import show_bill, show_night
 from flows.bill import bill
 from flows.evaluate import evaluate_candidate
@@ -64,9 +65,10 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
 
         with timed("register", seconds):
             version, page = placed(recipe, promote_candidate)(recipe, data, candidate, scores, verdict, night.id)
+        waiting = waits(recipe, verdict, version)
         return end(
-            OUTCOMES[verdict.decision],
-            " ".join(verdict.reasons),
+            "kept" if waiting else OUTCOMES[verdict.decision],
+            " ".join([*([waiting] if waiting else ()), *verdict.reasons]),
             comparisons=verdict.comparisons,
             version=version,
             report=page,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.approve import ask, waits
 from flows.prepare_data import Data
 from flows.screen import console, log
 from tasks.evaluation import Scores, Verdict
@@ -70,11 +71,18 @@ def promote_candidate(
 ) -> tuple[Version, str]:
     """Register the candidate whatever the verdict, make it champion if that is `promote`, and write the report.
 
+    Where the recipe asks for approval, it waits as challenger.
+
     Returns the version and the path of the report's page.
     """
     record = Night.attach(night)
     version = register_candidate(recipe, data, candidate, scores, verdict, record)
-    outcome = promote(version).outcome if verdict.decision == "promote" else "challenger"
+    outcome = "challenger"
+    if waiting := waits(recipe, verdict, version):
+        ask(recipe, verdict, version)
+        log.warning("  %s", waiting)
+    elif verdict.decision == "promote":
+        outcome = promote(version).outcome
     log.info("  %s version %d: %s", version.model, version.version, outcome)
     return version, report_verdict(recipe, data, candidate, scores, verdict, version, record)
 

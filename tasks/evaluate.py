@@ -1,15 +1,15 @@
-"""Evaluate: a base, the champion and the candidates on the mixture's held-out items.
+"""Evaluate: a base, the champion and the candidates, each on the items of every suite.
 
-Each model's scores are an output of their own, addressed by the model, the items and the generation
-settings, so a champion that met these items before is not evaluated again. The models that are left
-share one process and one loaded base (tasks/evaluation).
+What one model makes of one suite is an output of its own, addressed by the model, the items and the generation
+settings: a champion that met these items before is not evaluated again, and a suite more is the only one that is run.
+The runs that are left share one process and one loaded base (tasks/evaluation).
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,19 @@ from typing import Any
 import polars as pl
 
 from tasks.errors import BadInput
-from tasks.evaluation import SUITES, Job, ModelJob, Scores, SuiteJob, SuiteScore, items_digest, run, suite_items
+from tasks.evaluation import (
+    METRICS,
+    Job,
+    ModelJob,
+    Scores,
+    SuiteItems,
+    SuiteJob,
+    SuiteRun,
+    SuiteScore,
+    items_digest,
+    run,
+    suite_items,
+)
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Suite
 from tasks.sources import BaseSnapshot
@@ -25,9 +37,23 @@ from tasks.store import Store, code_digest, digest
 from tasks.training import Adapter
 
 _log = logging.getLogger(__name__)
-_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "evalscope")
-_CODE = ("calls", "final_answer", "generation", "harness", "items", "models_process", "suites")
-Model = tuple[str | None, dict[str, Any]]  # adapter's address and the inputs of its scores
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "evalscope", "reasoning-gym")
+_CODE = (
+    "benchmarks",
+    "calls",
+    "choice",
+    "final_answer",
+    "generation",
+    "gym",
+    "harness",
+    "instructions",
+    "items",
+    "models_process",
+    "overlap",
+    "suites",
+)
+Run = tuple[str | None, str, dict[str, Any]]  # adapter's address, suite, and what the run depends on
+Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
@@ -36,7 +62,7 @@ def evaluate(
     base: BaseSnapshot,
     adapters: Sequence[Adapter],
     store: Store,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str | None, Scores]:
     """Scores by adapter address, None for the base itself.
 
@@ -46,37 +72,37 @@ def evaluate(
     """
     test = store.folder(mixture) / "test.parquet"
     turn = mixture.splits["test"].digest if recipe.evaluation.rotate else ""
-    items: dict[str, pl.DataFrame] = {suite.name: suite_items(test, suite, turn) for suite in recipe.evaluation.suites}
+    items = {suite.name: suite_items(test, suite, turn) for suite in recipe.evaluation.suites}
     by_address = {adapter.address: adapter for adapter in adapters}
-    wanted: list[str | None] = [None, *by_address]
-    models: list[Model] = [
-        (address, scores_inputs(recipe, items, base, by_address[address] if address else None)) for address in wanted
+    runs: list[Run] = [
+        (address, suite.name, run_inputs(recipe, suite, items[suite.name], base, by_address.get(address or "")))
+        for address in (None, *by_address)
+        for suite in recipe.evaluation.suites
     ]
     bases = {base.address: base} | _other_bases(base, adapters, store)
     for address, model_base in bases.items():
-        # In the order of their addresses, so that two nights that want the same models never wait for each other.
+        # In the order of their addresses, so that two nights that want the same runs never wait for each other.
         group = sorted(
-            (model for model in models if model[1]["base"] == address),
-            key=lambda model: Store.address(Scores, model[1]),
+            (entry for entry in runs if entry[2]["base"] == address),
+            key=lambda entry: Store.address(SuiteRun, entry[2]),
         )
         _make(recipe, items, model_base, by_address, group, store, on_progress, {})
-    found = {address: store.find(Scores, Store.address(Scores, inputs)) for address, inputs in models}
-    return {address: scores for address, scores in found.items() if scores is not None}
+    return {address: _together(recipe, address, runs, store) for address in (None, *by_address)}
 
 
-def scores_inputs(
-    recipe: Recipe, items: Mapping[str, pl.DataFrame], base: BaseSnapshot, adapter: Adapter | None
+def run_inputs(
+    recipe: Recipe, suite: Suite, items: SuiteItems, base: BaseSnapshot, adapter: Adapter | None
 ) -> dict[str, Any]:
-    """What a model's scores depend on. Roles and margins are the gate's, and so are left out."""
+    """What a model's run of a suite depends on. Role and margin are the gate's, and so are left out."""
     return {
         "base": adapter.base if adapter else base.address,
         "adapter": adapter.address if adapter else None,
         # An adapter brings the template that it was trained with.
         "chat_template": None if adapter else recipe.base.chat_template,
-        "suites": {
-            suite.name: {"items": items_digest(items[suite.name]), "settings": _settings(recipe, suite)}
-            for suite in recipe.evaluation.suites
-        },
+        "suite": suite.name,
+        "items": items_digest(items.rows),
+        "not_run": items.not_run,
+        "settings": _settings(recipe, suite),
         "code": code_digest(
             "tasks/evaluate.py",
             "tasks/conversations",
@@ -87,9 +113,31 @@ def scores_inputs(
 
 
 def _settings(recipe: Recipe, suite: Suite) -> dict[str, Any]:
-    settings = suite.model_dump(mode="json", exclude={"role", "margin", "items"})
+    settings = suite.model_dump(mode="json", exclude={"role", "margin", "items", "data"})
     # Both change the arithmetic, and with it here and there a token.
     return settings | {"four_bit": _four_bit(recipe), "batch_size": recipe.evaluation.batch_size}
+
+
+def _together(recipe: Recipe, address: str | None, runs: Sequence[Run], store: Store) -> Scores:
+    """A model's runs as one table and one manifest."""
+    inputs = {name: entry for adapter, name, entry in runs if adapter == address}
+    made = {name: store.find(SuiteRun, Store.address(SuiteRun, entry)) for name, entry in inputs.items()}
+    found = {name: entry for name, entry in made.items() if entry is not None}
+    assert len(found) == len(inputs), "every run was made above"
+    base = next(iter(inputs.values()))["base"]
+
+    def build(work: Path) -> Mapping[str, Any]:
+        parts = [pl.read_parquet(store.folder(entry) / "items.parquet") for entry in found.values()]
+        pl.concat(parts).write_parquet(work / "items.parquet")
+        return {
+            "base": base,
+            "adapter": address,
+            "suites": {name: entry.score for name, entry in found.items()},
+            "seconds": round(sum(entry.seconds for entry in found.values()), 1),
+        }
+
+    parts = {name: entry.address for name, entry in found.items()}
+    return store.make(Scores, {"base": base, "adapter": address, "suites": parts}, build)[0]
 
 
 def _four_bit(recipe: Recipe) -> bool:
@@ -124,48 +172,49 @@ def _other_bases(base: BaseSnapshot, adapters: Sequence[Adapter], store: Store) 
 
 def _make(
     recipe: Recipe,
-    items: Mapping[str, pl.DataFrame],
+    items: Mapping[str, SuiteItems],
     base: BaseSnapshot,
     adapters: Mapping[str, Adapter],
-    models: Sequence[Model],
+    runs: Sequence[Run],
     store: Store,
-    on_progress: Callable[[str, int, int], None] | None,
-    works: Mapping[str | None, Path],
+    on_progress: Progress | None,
+    works: Mapping[tuple[str | None, str], Path],
 ) -> None:
-    """Make the scores of models on one base.
+    """Make runs on one base.
 
     One process answers for all that are missing, so the store's `make` of each is entered (and its lock
     held) before the process starts.
     """
-    if not models:
+    if not runs:
         if works:
             _run(recipe, items, base, adapters, works, store, on_progress)
         return
-    (adapter, inputs), rest = models[0], models[1:]
+    (adapter, name, inputs), rest = runs[0], runs[1:]
 
     def build(work: Path) -> Mapping[str, Any]:
-        _make(recipe, items, base, adapters, rest, store, on_progress, {**works, adapter: work})
-        return _fields(work, inputs, recipe)
+        _make(recipe, items, base, adapters, rest, store, on_progress, {**works, (adapter, name): work})
+        suite = next(suite for suite in recipe.evaluation.suites if suite.name == name)
+        return _fields(work, inputs, suite)
 
-    _, made = store.make(Scores, inputs, build, resumable=True)
+    _, made = store.make(SuiteRun, inputs, build, resumable=True)
     if not made:
         _make(recipe, items, base, adapters, rest, store, on_progress, works)
 
 
 def _run(
     recipe: Recipe,
-    items: Mapping[str, pl.DataFrame],
+    items: Mapping[str, SuiteItems],
     base: BaseSnapshot,
     adapters: Mapping[str, Adapter],
-    works: Mapping[str | None, Path],
+    works: Mapping[tuple[str | None, str], Path],
     store: Store,
-    on_progress: Callable[[str, int, int], None] | None,
+    on_progress: Progress | None,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="nightowl-items-") as folder:
         suites = []
         for suite in recipe.evaluation.suites:
             file = Path(folder, f"{suite.name}.parquet")
-            items[suite.name].write_parquet(file)
+            items[suite.name].rows.write_parquet(file)
             suites.append(SuiteJob(suite=suite, items=file))
         job = Job(
             base=store.folder(base),
@@ -177,32 +226,28 @@ def _run(
                 ModelJob(
                     name=adapters[address].short if address else "base",
                     adapter=store.folder(adapters[address]) / "adapter" if address else None,
-                    work=work,
+                    works={name: work for (adapter, name), work in works.items() if adapter == address},
                 )
                 # The base first: whoever watches sees what there is to beat.
-                for address, work in sorted(works.items(), key=lambda entry: entry[0] or "")
+                for address in sorted({adapter for adapter, _ in works}, key=lambda address: address or "")
             ),
         )
         run(job, on_progress)
 
 
-def _fields(work: Path, inputs: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _fields(work: Path, inputs: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
     scored = pl.read_parquet(work / "items.parquet")
-    seconds = sum(
-        pl.read_parquet(file, columns=["seconds"])["seconds"].max() or 0.0  # type: ignore[misc]
-        for file in (work / "answers").glob("*.parquet")
+    seconds = pl.read_parquet(work / "answers.parquet", columns=["seconds"])["seconds"].max() or 0.0
+    (work / "answers.parquet").unlink()
+    about = METRICS[suite.measures]
+    notes = [part for detail in scored["detail"] for part in detail.split("; ") if part.startswith("not run: ")]
+    score = SuiteScore(
+        items=scored.height,
+        mean=float(scored["score"].mean()),  # type: ignore[arg-type]
+        unit=about.unit,
+        higher_is_better=about.higher_is_better,
+        digest=digest([inputs["items"], inputs["settings"]]),
+        settings=digest(inputs["settings"]),
+        not_run=dict(Counter(inputs["not_run"]) + Counter(notes)),
     )
-    shutil.rmtree(work / "answers")
-    suites = {}
-    for suite in recipe.evaluation.suites:
-        scores = scored.filter(pl.col("suite") == suite.name)["score"]
-        about, entry = SUITES[suite.name], inputs["suites"][suite.name]
-        suites[suite.name] = SuiteScore(
-            items=scores.len(),
-            mean=float(scores.mean()),  # type: ignore[arg-type]
-            unit=about.unit,
-            higher_is_better=about.higher_is_better,
-            digest=digest(entry),
-            settings=digest(entry["settings"]),
-        )
-    return {"base": inputs["base"], "adapter": inputs["adapter"], "suites": suites, "seconds": round(seconds, 1)}
+    return {"score": score, "seconds": round(float(seconds), 1)}  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def mixture_inputs(recipe: Recipe, conversations: Sequence[Conversations]) -> di
             for (name, one), source in zip(ranked.items(), recipe.sources, strict=True)
         ],
         "benchmarks": [_benchmark_digest(path) for path in recipe.mixture.benchmarks],
-        "held_out_kinds": sorted({suite.kind for suite in recipe.evaluation.suites}),
+        "held_out_kinds": sorted({suite.kind for suite in recipe.evaluation.suites if suite.kind}),
     }
 
 
@@ -333,7 +333,7 @@ def _one_of(ranked: Mapping[str, Conversations], name: str) -> str:
 
 def _holds_out(recipe: Recipe, kept: pl.DataFrame) -> None:
     """A kind that a suite is made of has to have held-out conversations at all."""
-    kinds = {suite.kind for suite in recipe.evaluation.suites}
+    kinds = {suite.kind for suite in recipe.evaluation.suites if suite.kind}
     there = set(kept.filter(split="test")["kind"].unique())
     for kind in sorted(kinds - there):
         rows = kept.filter(kind=kind).height

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -269,14 +269,35 @@ class Training(Part):
         return self
 
 
+Measure = Literal[
+    "tool_call",
+    "final_answer",
+    "chat_format",
+    "held_out_loss",
+    "thinking",
+    "overlap",
+    "choice",
+    "instructions",
+    "task",
+]
+
+
 class Suite(Part):
     """One evaluation suite and its part in the verdict."""
 
-    name: Literal["tool_call", "final_answer", "chat_format", "held_out_loss"]
-    """tool_call: exact name and arguments; final_answer: right number after one closed thinking block;
-    chat_format: stops by itself, in plain text; held_out_loss: nats per token on held-out answers."""
-    kind: Kind
-    """Kind of the held-out conversations that are its items."""
+    name: Name
+    """Name of the suite; of what it measures as well, where measure is null."""
+    measure: Measure | None = None
+    """tool_call: exact names and arguments, in any order, and no call where none fits; final_answer: right number,
+    after one closed thinking block if asked for; chat_format: stops by itself, in plain text; held_out_loss: nats per
+    token on held-out answers; thinking: one closed block and then an answer in thinking mode, no block in direct
+    mode; overlap: ROUGE-L with the held-out answer. Of data alone: choice: the right letter; instructions: every rule
+    of the prompt kept; task: what a reasoning-gym task's own scorer gives. null: what the name says."""
+    kind: Kind | None = None
+    """Kind of the held-out conversations that are its items; null: its items are in data."""
+    data: str | None = None
+    """A benchmark's file, folder or glob (BFCL, GSM8K, IFEval, MMLU), or gym://task?size=&seed=; null: held-out
+    conversations."""
     role: Role
     """target: must be better; guard: must not be worse than its margin."""
     mode: Mode = "direct"
@@ -287,6 +308,26 @@ class Suite(Part):
     """How much worse a guard may be, in the unit of its score (points as a fraction; nats per token)."""
     max_new_tokens: int = Field(128, ge=1, le=32_768)
     """Bound of an answer, in tokens."""
+
+    @model_validator(mode="after")
+    def _knows_what_it_measures(self) -> Self:
+        if self.measure is None and self.name not in get_args(Measure):
+            raise ValueError(f"suite {self.name!r} needs measure, one of {', '.join(get_args(Measure))}")
+        if (self.kind is None) == (self.data is None):
+            raise ValueError(f"suite {self.name!r} needs either kind, of held-out conversations, or data")
+        if self.kind is not None and self.measures in _OF_DATA:
+            raise ValueError(f"suite {self.name!r} measures {self.measures}, which takes data")
+        if self.data is not None and self.measures == "held_out_loss":
+            raise ValueError(f"suite {self.name!r} measures held_out_loss, which takes held-out conversations")
+        return self
+
+    @property
+    def measures(self) -> Measure:
+        """What is scored."""
+        return self.measure or cast(Measure, self.name)
+
+
+_OF_DATA = ("choice", "instructions", "task")
 
 
 class Evaluation(Part):
@@ -319,6 +360,10 @@ class Gate(Part):
     """Two-sided confidence of the intervals that are shown, that guards are held to, and that call a model worse."""
     min_items: int = Field(20, ge=2)
     """Fewest paired items a suite needs before the gate reads anything into it."""
+    approval: Literal["none", "required"] = "none"
+    """required: what the gate would let out waits for a person; a flow run in Prefect asks."""
+    approval_hours: float = Field(12, gt=0, le=24 * 30)
+    """How long that flow run waits for an answer; without one, the champion stays."""
 
 
 class Registry(Part):
@@ -395,7 +440,7 @@ class Recipe(Part):
         _check_shares(self.sources, self.mixture)
         kinds = {source.kind for source in self.sources}
         for suite in self.evaluation.suites:
-            if suite.kind not in kinds:
+            if suite.kind is not None and suite.kind not in kinds:
                 raise ValueError(f"suite {suite.name!r} needs {suite.kind} conversations, and no source has that kind")
         if self.mixture.test + self.mixture.validation >= 1:
             raise ValueError("mixture.test and mixture.validation leave nothing to train on")

@@ -109,6 +109,15 @@ def promote(version: Version, who: str | None = None, why: str | None = None, ov
     return done
 
 
+def decline(version: Version, who: str, why: str) -> Move:
+    """Write down that a person would not let a version out; the champion stays."""
+
+    def decide(found: int | None, previous: int | None) -> Decision:
+        return Decision(None, f"not approved: {why}")
+
+    return registry.move(registry.client(), version.model, "promote", version.version, decide, who, why)
+
+
 def rollback(model: str, to: int | None = None, who: str | None = None, why: str = "") -> Move:
     """Make an earlier version champion again: `to`, else the alias `previous`.
 

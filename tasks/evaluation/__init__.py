@@ -1,15 +1,15 @@
 """Evaluation: suites, the models they run on, and what the scores say."""
 
 from tasks.evaluation.explanation import explain
-from tasks.evaluation.items import items_digest, suite_items
+from tasks.evaluation.items import SuiteItems, items_digest, suite_items
 from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
-from tasks.evaluation.schema import Comparison, Reason, Scores, SuiteScore, Verdict
-from tasks.evaluation.suites import SUITES
+from tasks.evaluation.schema import Comparison, Reason, Scores, SuiteRun, SuiteScore, Verdict
+from tasks.evaluation.suites import METRICS
 from tasks.evaluation.verdict import Items, amount, comparable, compare, decide, reasons
 from tasks.evaluation.year import Budget, Ledger, Spent, budget
 
 __all__ = [
-    "SUITES",
+    "METRICS",
     "Budget",
     "Comparison",
     "Items",
@@ -19,7 +19,9 @@ __all__ = [
     "Reason",
     "Scores",
     "Spent",
+    "SuiteItems",
     "SuiteJob",
+    "SuiteRun",
     "SuiteScore",
     "Verdict",
     "amount",

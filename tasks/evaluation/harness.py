@@ -18,9 +18,9 @@ import polars as pl
 
 from tasks.conversations import Renderer
 from tasks.errors import WorldFailed
-from tasks.evaluation.suites import SUITES, Question, Reply
+from tasks.evaluation.suites import METRICS, Question, Reply
 from tasks.evaluation.suites import score as score_item
-from tasks.recipe import Suite
+from tasks.recipe import Measure, Suite
 from tasks.store import digest
 
 _METRIC = "nightowl_{}"
@@ -62,7 +62,7 @@ def _run(
     files = {name: folder / "items" / f"{benchmark}.jsonl" for name, benchmark in benchmarks.items()}
     replies: dict[str, Reply] = {}
     for name, table in answers.items():
-        _register(name)
+        _register(name, suites[name].measures)
         with open(files[name], "w", encoding="utf-8") as file:
             for row in table.iter_rows(named=True):
                 file.write(_question(row, suites[name], renderer).model_dump_json() + "\n")
@@ -104,6 +104,7 @@ def _question(row: Mapping[str, Any], suite: Suite, renderer: Renderer) -> Quest
         expected=json.loads(row["expected"]),
         tools=row["tools"],
         mode=suite.mode,
+        reference=json.loads(row["reference"] or "{}"),
         special_tokens=tuple(token for token in renderer.special_tokens if token.strip()),
     )
 
@@ -169,7 +170,7 @@ def _table_model(model_id: str, replies: Mapping[str, Reply]) -> Any:
     return TableModel(model_id)
 
 
-def _register(suite: str) -> None:
+def _register(suite: str, measure: Measure) -> None:
     from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
     from evalscope.api.dataset import Sample
     from evalscope.api.messages import ChatMessageUser
@@ -181,7 +182,7 @@ def _register(suite: str) -> None:
     name = _METRIC.format(suite)
     if name in BENCHMARK_REGISTRY:
         return
-    about = SUITES[suite]
+    about = METRICS[measure]
     METRIC_DEFINITIONS[name] = MetricEntry(
         baseline="quality.accuracy.ratio" if about.higher_is_better else "quality.loss.unbounded",
         metric_name=about.title,
@@ -216,7 +217,7 @@ def _register(suite: str) -> None:
         ) -> Any:
             question = Question.model_validate(task_state.metadata)
             reply = Reply.model_validate(task_state.output.metadata["reply"])
-            value, detail = score_item(suite, question, reply)
+            value, detail = score_item(measure, question, reply)
             return Score(
                 value={name: value},
                 main_score_name=name,

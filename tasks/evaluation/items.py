@@ -10,28 +10,44 @@ what it will meet. Where the split holds no more rows than the suite takes, all 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
 from tasks.errors import BadInput
+from tasks.evaluation.benchmarks import benchmark_items
 from tasks.recipe import Suite
 from tasks.store import digest
 
 _DIGITS = 15  # hex digits of a row id that fit an i64
 
 
-def suite_items(test: Path, suite: Suite, turn: str = "") -> pl.DataFrame:
-    """A suite's items: row_id, messages, tools; at most `suite.items` rows of the mixture's test split.
+class SuiteItems(NamedTuple):
+    """`rows`: row_id, messages, tools and, of a benchmark, reference; `not_run`: its rows that are none, by reason."""
 
-    Raises BadInput where the split holds no conversation of the suite's kind.
+    rows: pl.DataFrame
+    not_run: dict[str, int]
+
+
+def suite_items(test: Path, suite: Suite, turn: str = "") -> SuiteItems:
+    """A suite's items: at most `suite.items` rows of the mixture's test split, or of the suite's data.
+
+    Raises BadInput where the split holds no conversation of the suite's kind, and where the data is no benchmark.
     """
-    rows = pl.scan_parquet(test)
+    if suite.data is not None:
+        rows, not_run = benchmark_items(suite.data, f"evaluation.suites.{suite.name}.data")
+        return SuiteItems(rows.sort(_place(turn), "row_id").head(suite.items).sort("row_id"), not_run)
+    return SuiteItems(_held_out(pl.scan_parquet(test), suite, turn), {})
+
+
+def _place(turn: str) -> pl.Expr:
+    return pl.col("row_id").str.head(_DIGITS).str.to_integer(base=16) ^ (int(digest(turn)[:_DIGITS], 16) if turn else 0)
+
+
+def _held_out(rows: pl.LazyFrame, suite: Suite, turn: str) -> pl.DataFrame:
     # Two passes: ids alone are sorted, so ten million long rows never sit in memory together.
-    place = pl.col("row_id").str.head(_DIGITS).str.to_integer(base=16) ^ (
-        int(digest(turn)[:_DIGITS], 16) if turn else 0
-    )
     ids = rows.filter(pl.col("kind") == suite.kind).select(pl.col("row_id").unique())
-    chosen = ids.with_columns(place=place).sort("place", "row_id").head(suite.items).collect()
+    chosen = ids.sort(_place(turn), "row_id").head(suite.items).collect()
     if chosen.is_empty():
         raise BadInput(
             f"evaluation.suites.{suite.name}.kind",

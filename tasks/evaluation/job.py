@@ -33,17 +33,17 @@ class SuiteJob(BaseModel):
 
 
 class ModelJob(BaseModel):
-    """A model to evaluate: `adapter` is its folder, None for the base; `work` gets its files."""
+    """A model to evaluate: `adapter` is its folder, None for the base; `works`: the folder for its files, by suite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     adapter: Path | None
-    work: Path
+    works: dict[str, Path]
 
 
 class Job(BaseModel):
-    """All models of one base, on all suites. `chat_template`: of models that bring none of their own."""
+    """All models of one base, on the suites that each still needs. `chat_template`: of models that bring none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

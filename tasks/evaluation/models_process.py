@@ -1,12 +1,12 @@
 """The child's side of an evaluation: `python -m tasks.evaluation.models_process JOB.json`.
 
-For each model and suite it writes `answers/<suite>.parquet`, whole or not at all, so that a killed
-evaluation goes on from the suites that were done; then EvalScope scores each model's answers and
-`items.parquet` is written.
+For each model and suite it writes `answers.parquet`, whole or not at all, so that a killed evaluation goes
+on from the suites that were done; then EvalScope scores the answers and `items.parquet` is written.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -21,17 +21,19 @@ from tasks.conversations import Renderer
 from tasks.errors import BadInput, NightowlError
 from tasks.evaluation import harness
 from tasks.evaluation.generation import Network, Written
+from tasks.evaluation.instructions import note
 from tasks.evaluation.job import Job, Line, ModelJob, SuiteJob
-from tasks.evaluation.suites import SUITES, shown
+from tasks.evaluation.suites import METRICS, shown
 from tasks.recipe import Suite
 
-ANSWERS = "answers"
+ANSWERS = "answers.parquet"
 ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "item_id": pl.String,
     "prompt": pl.String,
     "expected": pl.String,  # the reference turn, as JSON
     "shown": pl.String,  # the reference turn, for people
     "tools": pl.String,
+    "reference": pl.String,  # of a benchmark's file, as JSON
     "output": pl.String,
     "stopped": pl.Boolean,
     "new_tokens": pl.Int32,
@@ -44,15 +46,14 @@ ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 def evaluate(job: Job, report: Callable[[Line], None]) -> None:
     """Answer and score everything in a job."""
     items = {entry.suite.name: pl.read_parquet(entry.items) for entry in job.suites}
-    total = sum(frame.height for frame in items.values()) * len(job.models)
+    total = sum(items[name].height for model in job.models for name in model.works)
     renderers = {model.name: _renderer(job, model) for model in job.models}
     network: Network | None = None
     before = 0
     for model in job.models:
-        (model.work / ANSWERS).mkdir(parents=True, exist_ok=True)
-        for entry in job.suites:
+        for entry in (entry for entry in job.suites if entry.suite.name in model.works):
             rows = items[entry.suite.name]
-            target = model.work / ANSWERS / f"{entry.suite.name}.parquet"
+            target = model.works[entry.suite.name] / ANSWERS
             what = f"{model.name}: {entry.suite.name}"
             report(Line(what=what, done=before, total=total))
             if not target.exists():
@@ -70,11 +71,12 @@ def evaluate(job: Job, report: Callable[[Line], None]) -> None:
             before += rows.height
             report(Line(what=what, done=before, total=total))
     del network
+    suites: dict[str, Suite] = {entry.suite.name: entry.suite for entry in job.suites}
     for model in job.models:
-        suites: dict[str, Suite] = {entry.suite.name: entry.suite for entry in job.suites}
-        answers = {name: pl.read_parquet(model.work / ANSWERS / f"{name}.parquet") for name in suites}
-        scored = harness.score(model.name, suites, answers, renderers[model.name], model.work / "evalscope")
-        scored.write_parquet(model.work / "items.parquet")
+        for name, work in model.works.items():
+            answers = {name: pl.read_parquet(work / ANSWERS)}
+            scored = harness.score(model.name, suites, answers, renderers[model.name], work / "evalscope")
+            scored.write_parquet(work / "items.parquet")
 
 
 def _renderer(job: Job, model: ModelJob) -> Renderer:
@@ -109,7 +111,7 @@ def _answers(
     askable = asked.filter(pl.col("problem").is_null())
     losses: list[float | None] = [None] * rows.height
     written = [Written([], False, False)] * rows.height
-    if SUITES[suite.name].generates:
+    if METRICS[suite.measures].generates:
         answers = iter(
             network.answers(
                 askable["prompt_ids"].to_list(),
@@ -134,10 +136,8 @@ def _answers(
             )
         pairs = list(zip(rendered["input_ids"].to_list(), rendered["loss_mask"].to_list(), strict=True))
         losses = list(network.losses(pairs, batch_size=batch_size, pad_id=renderer.pad_id))
-    notes = [
-        f"cannot be asked: {problem}" if problem else "cut off going in circles" if answer.circles else ""
-        for problem, answer in zip(problems, written, strict=True)
-    ]
+    references = rows["reference"].to_list() if "reference" in rows.columns else [None] * rows.height
+    notes = [_note(*about) for about in zip(problems, written, references, strict=True)]
     expected = asked["expected"].to_list()
     return pl.DataFrame(
         {
@@ -146,6 +146,7 @@ def _answers(
             "expected": [orjson.dumps(turn or {}).decode() for turn in expected],
             "shown": [shown(turn or {}) for turn in expected],
             "tools": asked["tools"],
+            "reference": references,
             "output": [renderer.decode(answer.ids) for answer in written],
             "stopped": [answer.stopped for answer in written],
             "new_tokens": [len(answer.ids) for answer in written],
@@ -155,6 +156,12 @@ def _answers(
         },
         schema=ANSWER_SCHEMA,
     )
+
+
+def _note(problem: str | None, answer: Written, reference: str | None) -> str:
+    said = f"cannot be asked: {problem}" if problem else "cut off going in circles" if answer.circles else ""
+    rules = json.loads(reference).get("rules", ()) if reference else ()
+    return "; ".join(part for part in (said, note(rules)) if part)
 
 
 def _end_with_parent() -> None:

@@ -16,7 +16,8 @@ Outcome = Literal["better", "not worse", "worse", "cannot tell"]
 class SuiteScore(BaseModel):
     """One suite's result for one model.
 
-    `digest`: of its items and generation settings; `settings`: of the generation settings alone.
+    `digest`: of its items and generation settings; `settings`: of the generation settings alone; `not_run`: rows of a
+    benchmark that are no items, and rules that are not run, by reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,14 +28,28 @@ class SuiteScore(BaseModel):
     higher_is_better: bool
     digest: str
     settings: str = ""
+    not_run: dict[str, int] = {}
 
 
-class Scores(Manifest):
-    """One model on all suites.
+class SuiteRun(Manifest):
+    """One model on one suite.
 
     Files: `items.parquet` (suite, item_id, cluster: what items that are not independent share, score: f64,
     prompt, output: raw text, expected, stopped: bool, new_tokens: i32, detail) and EvalScope's own report
-    under `evalscope/`. `base` and `adapter` are addresses; `adapter` is None for the base model itself.
+    under `evalscope/`.
+    """
+
+    kind = "suite-run"
+
+    score: SuiteScore
+    seconds: float
+
+
+class Scores(Manifest):
+    """One model on all suites of a recipe, put together from its runs of each.
+
+    Files: `items.parquet`, the runs' under one another. `base` and `adapter` are addresses; `adapter` is None for the
+    base model itself.
     """
 
     kind = "scores"

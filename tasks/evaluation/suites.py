@@ -7,21 +7,21 @@ a person with a table come to the same score.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.conversations import Answer
-from tasks.evaluation import calls, final_answer
-from tasks.recipe import Mode
+from tasks.evaluation import calls, choice, final_answer, gym, instructions, overlap
+from tasks.recipe import Measure, Mode
 
 
 class Question(BaseModel):
     """One item of a suite as one model was asked it.
 
-    `expected`: the reference turn (a message of the conversation schema); `special_tokens`: those of the
-    model's tokenizer, which must not turn up in an answer.
+    `expected`: the reference turn (a message of the conversation schema); `reference`: what a benchmark's file says of
+    the right answer; `special_tokens`: those of the model's tokenizer, which must not turn up in an answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +31,7 @@ class Question(BaseModel):
     expected: dict[str, Any]
     tools: str | None
     mode: Mode
+    reference: dict[str, Any] = {}
     special_tokens: tuple[str, ...] = ()
 
 
@@ -45,8 +46,8 @@ class Reply(BaseModel):
     loss: float | None = None
 
 
-class Kind(NamedTuple):
-    """A suite's metric: title for people, unit, direction and whether an answer is generated at all."""
+class Metric(NamedTuple):
+    """What a measure is: title for people, unit, direction and whether an answer is generated at all."""
 
     title: str
     unit: str
@@ -55,39 +56,56 @@ class Kind(NamedTuple):
     about: str
 
 
-SUITES: dict[str, Kind] = {
-    "tool_call": Kind(
+METRICS: dict[Measure, Metric] = {
+    "tool_call": Metric(
         "Exact calls", "share", True, True, "The calls are the expected ones: same names, equal arguments."
     ),
-    "final_answer": Kind(
+    "final_answer": Metric(
         "Right answer", "share", True, True, "The final number is right, after one closed thinking block if asked for."
     ),
-    "chat_format": Kind(
+    "chat_format": Metric(
         "Well-formed", "share", True, True, "Stops by itself, in plain text, with no stray special token or call."
     ),
-    "held_out_loss": Kind(
+    "held_out_loss": Metric(
         "Held-out loss", "nats per token", False, False, "Mean loss on the tokens of held-out answers; lower is better."
     ),
+    "thinking": Metric(
+        "Thinks as asked",
+        "share",
+        True,
+        True,
+        "One closed thinking block and then an answer, or none where none is asked.",
+    ),
+    "overlap": Metric("Overlap", "share", True, True, "ROUGE-L, as F1, with the held-out answer."),
+    "choice": Metric("Right choice", "share", True, True, "The letter of the right choice."),
+    "instructions": Metric("Instructions kept", "share", True, True, "Every rule of the prompt is kept."),
+    "task": Metric("Task score", "share", True, True, "What the task's own scorer gives."),
 }
 
 
-def score(suite: str, question: Question, reply: Reply) -> tuple[float, str]:
+def score(measure: Measure, question: Question, reply: Reply) -> tuple[float, str]:
     """An item's score and what was wrong, in words (empty where nothing was)."""
-    if suite == "held_out_loss":
+    if measure == "held_out_loss":
         if reply.loss is None:
             raise ValueError(f"item {question.item_id} has no loss")
         return reply.loss, ""
-    problem = _FAULTS[suite](question, reply)
+    if measure in _SHARES:
+        problem = _mode_fault(question, reply)
+        return (0.0, problem) if problem else (_SHARES[measure](question, reply.answer.content), "")
+    problem = _FAULTS[measure](question, reply)
     return float(problem is None), problem or ""
 
 
 def _tool_call_fault(question: Question, reply: Reply) -> str | None:
     if reply.answer.malformed:
         return "malformed thinking or call"
-    expected = [
-        calls.expected_call(call["name"], call["arguments"], question.tools)
-        for call in question.expected.get("tool_calls") or ()
-    ]
+    if "calls" in question.reference:
+        expected = [calls.ExpectedCall.model_validate(call) for call in question.reference["calls"]]
+    else:
+        expected = [
+            calls.expected_call(call["name"], call["arguments"], question.tools)
+            for call in question.expected.get("tool_calls") or ()
+        ]
     return calls.fault(expected, reply.answer.tool_calls)
 
 
@@ -129,10 +147,30 @@ def _stray(text: str, special_tokens: Sequence[str]) -> str | None:
     return next((f"stray {token}" for token in special_tokens if token in text), None)
 
 
-_FAULTS = {
+def _thinking_fault(question: Question, reply: Reply) -> str | None:
+    return _mode_fault(question, reply) or (None if reply.answer.content.strip() else "no answer")
+
+
+def _choice_fault(question: Question, reply: Reply) -> str | None:
+    about = question.reference
+    return _mode_fault(question, reply) or choice.fault(about["letter"], about["choices"], reply.answer.content)
+
+
+def _instructions_fault(question: Question, reply: Reply) -> str | None:
+    return _mode_fault(question, reply) or instructions.fault(question.reference["rules"], reply.answer.content)
+
+
+_FAULTS: dict[Measure, Callable[[Question, Reply], str | None]] = {
     "tool_call": _tool_call_fault,
     "final_answer": _final_answer_fault,
     "chat_format": _chat_format_fault,
+    "thinking": _thinking_fault,
+    "choice": _choice_fault,
+    "instructions": _instructions_fault,
+}
+_SHARES: dict[Measure, Callable[[Question, str], float]] = {
+    "overlap": lambda question, content: overlap.rouge_l(question.expected.get("content") or "", content),
+    "task": lambda question, content: gym.score(question.reference["gym"], question.reference["index"], content),
 }
 
 

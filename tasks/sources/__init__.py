@@ -1,5 +1,6 @@
 """Sources: where data sets and base models come from, pinned by commit or digest and verified by sha256."""
 
+from tasks.sources.gym import gym_task
 from tasks.sources.permission import Permission
 from tasks.sources.pin import Moved, Pin, Unreachable
 from tasks.sources.rows import COLUMNS, Batch, read_batches
@@ -26,6 +27,7 @@ __all__ = [
     "SourceUri",
     "Unreachable",
     "Wanted",
+    "gym_task",
     "no_rows",
     "parse_uri",
     "read_batches",

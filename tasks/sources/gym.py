@@ -82,7 +82,7 @@ def _ours(uri: SourceUri) -> tuple[int, int, float]:
 
 def _rows(uri: SourceUri, size: int, seed: int) -> Iterator[Row]:
     entries = size * _DRAWS
-    task = _task(uri, entries, seed)
+    task = gym_task(uri, entries, seed)
     trace_of: Callable[[dict[str, Any]], tuple[str, str]] = TRACES[uri.path]
     refused, index, seen = 0, 0, set()
     for index in range(entries):
@@ -105,7 +105,8 @@ def _rows(uri: SourceUri, size: int, seed: int) -> Iterator[Row]:
         log.warning("%s: %d of %d entries are no rows: their answer does not hold", uri.text, refused, index + 1)
 
 
-def _task(uri: SourceUri, entries: int, seed: int) -> Any:
+def gym_task(uri: SourceUri, entries: int, seed: int) -> Any:
+    """A task's data set; raises BadInput for settings that it does not have or refuses, KeyError for no task."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym imports
         import reasoning_gym

@@ -14,7 +14,7 @@ import pytest
 
 from tasks.errors import BadInput, WorldFailed
 from tasks.evaluate import evaluate
-from tasks.evaluation import Scores
+from tasks.evaluation import Scores, SuiteRun
 from tasks.gate import gate
 from tasks.mixture import Split, TokenisedMixture
 from tasks.recipe import Recipe, parse
@@ -111,23 +111,21 @@ def test_a_night_of_evaluation(
     with pytest.raises(WorldFailed, match="killed by SIGKILL"):
         evaluate(recipe, mixture, base, [champion], store, kill)
     assert store.all(Scores) == []
-    kept = {
-        file: file.stat().st_mtime_ns for file in tmp_path.rglob("answers/*.parquet") if "chat_format" not in file.name
-    }
-    assert {file.stem for file in kept} == {"tool_call", "final_answer"}
+    kept = [pl.read_parquet(file)["prompt"][0] for file in tmp_path.rglob("answers.parquet")]
+    assert len(kept) == 2
 
     heard = Heard()
     first = evaluate(recipe, mixture, base, [champion], store, heard)
     assert set(first) == {None, champion.address}
     assert heard.models == {"base", champion.short}
     assert heard[-1][1:] == (48, 48)
+    assert store.all(SuiteRun)[0].score.items == 6
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
 
     items = {address: pl.read_parquet(store.folder(scores) / "items.parquet") for address, scores in first.items()}
     for address, scores in first.items():
         assert (scores.base, scores.adapter) == (base.address, address)
         assert {name: suite.items for name, suite in scores.suites.items()} == dict.fromkeys(scores.suites, 6)
-        assert not (store.folder(scores) / "answers").exists()
         assert items[address].filter(pl.col("new_tokens") > 8).is_empty()
     for name in first[None].suites:
         ids = [set(frame.filter(pl.col("suite") == name)["item_id"]) for frame in items.values()]
@@ -142,6 +140,21 @@ def test_a_night_of_evaluation(
     second = evaluate(recipe, mixture, base, [champion, candidate], store, heard)
     assert heard.models == {candidate.short}
     assert {address: second[address] for address in first} == first
+
+    # A suite more: the champion is run on that alone.
+    heard = Heard()
+    thinking = {
+        "name": "thinks",
+        "measure": "thinking",
+        "kind": "chat",
+        "role": "guard",
+        "items": 4,
+        "max_new_tokens": 4,
+    }
+    third = evaluate(recipe_of(template, suites=[*SUITES, thinking]), mixture, base, [champion], store, heard)
+    assert {what.partition(": ")[2] for what, _, _ in heard} == {"thinks"}
+    assert heard[-1][1:] == (8, 8)
+    assert third[champion.address].suites.items() > first[champion.address].suites.items()
 
     verdict = gate(recipe, first[None], first[champion.address], second[candidate.address], store)
     assert (verdict.candidate, verdict.champion) == (candidate.address, champion.address)

@@ -47,6 +47,7 @@ def tables(rows: pl.DataFrame, renderer: Renderer, *, gold: bool) -> dict[str, p
                 "expected": expected,
                 "shown": expected,
                 "tools": items["tools"],
+                "reference": None,
                 "output": written if gold else written[1:] + written[:1],
                 "stopped": [True] * items.height,
                 "new_tokens": [5] * items.height,

@@ -1,0 +1,189 @@
+"""Benchmarks in files: their rows as items, in the form that their makers publish.
+
+- Berkeley Function-Calling Leaderboard (simple, multiple, parallel, irrelevance): questions as JSON lines, with the
+  answers in `possible_answer/` or `possible_answer__<name>` beside them; an irrelevance file needs none.
+- GSM8K: JSON lines of question and answer. IFEval: JSON lines of prompt, instruction_id_list and kwargs.
+- MMLU: CSV of question, four choices and the answer, as a letter or as a number from 0, with a header or without.
+- `gym://task?size=&seed=`: questions of reasoning-gym, which its own scorer marks.
+
+Every row becomes an item or is counted with the reason why not. Beside row_id, messages and tools, an item has a
+`reference`: what the suite's measure needs to know of the right answer, as JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.conversations import CONVERSATION, canonical_json
+from tasks.errors import BadInput
+from tasks.evaluation import calls, choice, gym, instructions
+from tasks.store import digest
+
+ITEMS: dict[str, Any] = {name: CONVERSATION[name] for name in ("row_id", "messages", "tools")} | {
+    "reference": pl.String
+}
+_TYPES = {"dict": "object", "float": "number", "tuple": "array"}  # of the leaderboard, in the words of JSON Schema
+Row = dict[str, Any]
+
+
+def benchmark_items(place: str, field: str) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Items in the order of the file, and how many rows are none, by reason.
+
+    `place`: a file, a folder, a glob or a gym:// address; `field`: of the recipe, for messages. Raises BadInput where
+    nothing is there, or where it is in none of the forms above.
+    """
+    made: list[Row] = []
+    aside: Counter[str] = Counter()
+    rows = _gym(place, field) if place.startswith("gym://") else _file_rows(place, field)
+    for row in rows:
+        if isinstance(row, str):
+            aside[row] += 1
+        else:
+            made.append(row)
+    if not made:
+        why = ", ".join(f"{count} {reason}" for reason, count in aside.items()) or "it is empty"
+        raise BadInput(field, place, f"holds no items ({why})", "Name the benchmark's own file.")
+    return pl.DataFrame(made, schema=ITEMS).unique("row_id", keep="first", maintain_order=True), dict(aside)
+
+
+def _file_rows(place: str, field: str) -> Iterator[Row | str]:
+    path = Path(place).expanduser()
+    found = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
+    files = [file for file in sorted(found) if file.is_file() and not file.name.startswith("possible_answer")]
+    if not files:
+        raise BadInput(field, place, "is not there", "Name a file, a folder or a glob of the benchmark's rows.")
+    for file in files:
+        rows = _read(file, field)
+        for keys, convert in _FORMS:
+            if rows and keys <= rows[0].keys():
+                yield from convert(file, rows, field)
+                break
+        else:
+            columns = ", ".join(sorted(rows[0])) if rows else "no rows"
+            raise BadInput(field, str(file), f"is no benchmark that is known here ({columns})", _KNOWN)
+
+
+def _read(file: Path, field: str) -> list[Row]:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".csv":
+        return _mmlu_rows(list(csv.reader(text.splitlines(keepends=True))))
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else _lines(text)
+    except ValueError as error:
+        raise BadInput(field, str(file), f"is no JSON ({error})", _KNOWN) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise BadInput(field, str(file), "holds rows that are no objects", _KNOWN)
+    return list(rows)
+
+
+def _lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _item(question: str | Sequence[Mapping[str, Any]], answer: str, tools: str | None, reference: object) -> Row:
+    turns = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    none = {"thinking": None, "tool_calls": None, "tool_call_id": None}
+    messages = [{"role": t["role"], "content": t["content"], **none} for t in turns]
+    messages.append({"role": "assistant", "content": answer, **none})
+    about = canonical_json(reference)
+    return {
+        "row_id": digest([messages, tools, about])[:32],
+        "messages": messages,
+        "tools": tools,
+        "reference": about,
+    }
+
+
+def _leaderboard(file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
+    answers: dict[str, Any] = {}
+    if "irrelevance" not in file.name:
+        places = [file.parent / "possible_answer" / file.name, file.parent / f"possible_answer__{file.name}"]
+        there = next((place for place in places if place.is_file()), None)
+        if there is None:
+            raise BadInput(field, str(file), "has no answers beside it", f"Put them at {places[0]}.")
+        answers = {row["id"]: row["ground_truth"] for row in _read(there, field)}
+    for row in rows:
+        if len(row["question"]) != 1:
+            yield "has several turns"
+            continue
+        if answers and row["id"] not in answers:
+            yield "has no answer in the answer file"
+            continue
+        expected = [calls.leaderboard_call(entry) for entry in answers.get(row["id"], ())]
+        tools = [
+            {"type": "function", "function": {**about, "parameters": _json_schema(about["parameters"])}}
+            for about in row["function"]
+        ]
+        told = [call.model_dump(mode="json") | {"omittable": sorted(call.omittable)} for call in expected]
+        yield _item(row["question"][0], "", canonical_json(tools), {"calls": told})
+
+
+def _json_schema(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_json_schema(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: _json_schema(value) for key, value in schema.items()}
+    if isinstance(plain.get("type"), str):
+        plain["type"] = _TYPES.get(plain["type"], plain["type"])
+        if plain["type"] == "any":
+            del plain["type"]
+    return plain
+
+
+def _gsm8k(file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
+    for row in rows:
+        yield _item(row["question"], row["answer"], None, {})
+
+
+def _ifeval(file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
+    for row in rows:
+        rules = [
+            {"rule": name.removeprefix("en:"), "with": {k: v for k, v in given.items() if v is not None}}
+            for name, given in zip(row["instruction_id_list"], row["kwargs"], strict=True)
+        ]
+        if any(rule["rule"] in instructions.runnable() for rule in rules):
+            yield _item(row["prompt"], "", None, {"rules": rules})
+        else:
+            yield f"has no rule that can be run here ({rules[0]['rule']})"
+
+
+def _mmlu_rows(lines: Sequence[Sequence[str]]) -> list[Row]:
+    names = ["question", *choice.LETTERS, "answer"]
+    if lines and lines[0][-1].strip().lower() == "answer":
+        lines = lines[1:]
+    return [dict(zip(names, line, strict=True)) if len(line) == len(names) else {} for line in lines]
+
+
+def _mmlu(file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
+    for row in rows:
+        answer = (row.get("answer") or "").strip()
+        letter = choice.LETTERS[int(answer)] if answer in ("0", "1", "2", "3") else answer.upper()
+        if letter not in choice.LETTERS or not letter:
+            yield "has no answer among its choices"
+            continue
+        choices = [row[name] for name in choice.LETTERS]
+        yield _item(choice.question(row["question"], choices), letter, None, {"letter": letter, "choices": choices})
+
+
+def _gym(place: str, field: str) -> Iterator[Row | str]:
+    data = gym.questions(place, field)
+    for index in range(len(data)):
+        entry = data[index]
+        yield _item(entry["question"].strip(), str(entry["answer"]), None, {"gym": place, "index": index})
+
+
+_FORMS: tuple[tuple[set[str], Callable[[Path, Sequence[Row], str], Iterator[Row | str]]], ...] = (
+    ({"id", "question", "function"}, _leaderboard),
+    ({"prompt", "instruction_id_list", "kwargs"}, _ifeval),
+    ({"question", "A", "answer"}, _mmlu),
+    ({"question", "answer"}, _gsm8k),
+)
+_KNOWN = "BFCL and GSM8K and IFEval as JSON lines, MMLU as CSV."
