@@ -57,8 +57,8 @@ def train_candidate(recipe: Recipe, data: Data, night: str) -> Adapter:
 
 
 def _reader(path: Path) -> Callable[[], None]:
-    """Passes on to the run's log what the training libraries have printed since the last call, but progress bars."""
-    said = 0
+    """Passes on to the run's log what the training libraries print from now on, but progress bars."""
+    said = path.stat().st_size if path.exists() else 0
 
     def pass_on() -> None:
         nonlocal said
@@ -67,8 +67,9 @@ def _reader(path: Path) -> Callable[[], None]:
         with open(path, "rb") as file:
             file.seek(said)
             new = file.read(LOG_BYTES)
-        whole, end, _ = new.rpartition(b"\n")
-        said += len(whole) + len(end)
+        whole, end, rest = new.rpartition(b"\n")
+        # A line that fills the bound is no line that a person reads.
+        said += len(whole) + len(end) + (len(rest) if len(rest) == LOG_BYTES else 0)
         for line in whole.decode(errors="replace").split("\n"):
             if line.strip() and "\r" not in line:
                 libraries.info("%s", line.rstrip())
