@@ -56,16 +56,25 @@ class ModelScope:
         return Listing(commit=commit, files=files, card={})
 
     def get(self, commit: str, file: RemoteFile, target: Path) -> None:
-        # The client names its partial file after the target, and goes on from it.
-        self.api.download_file(
-            self.uri.path,
-            self.kind,
-            file.name,
-            revision=commit,
-            local_dir=target.parent / f"{target.name}.d",
-            cache_dir=target.parent,  # where its lock goes
-            file_size=file.size,
-        ).replace(target)
+        from modelscope_hub import errors
+
+        try:
+            # The client names its partial file after the target, and goes on from it.
+            self.api.download_file(
+                self.uri.path,
+                self.kind,
+                file.name,
+                revision=commit,
+                local_dir=target.parent / f"{target.name}.d",
+                cache_dir=target.parent,  # where its lock goes
+                file_size=file.size,
+            ).replace(target)
+        except errors.NetworkError as error:
+            problem = f"broke off while it sent {file.name}"
+            raise _Broken(Trouble(self._failed(problem, "Run again later; what came is kept."), again=True)) from error
+        except errors.NotExistError as error:
+            problem = f"no longer has {file.name} (404)"
+            raise _Broken(Trouble(self._failed(problem, f"See {self._page()}."), again=False)) from error
 
     def card(self, listing: Listing, work: Path) -> dict[str, Any]:
         """The front matter of the README at the listing's commit."""
@@ -87,6 +96,8 @@ class ModelScope:
         from modelscope_hub import errors
 
         token = os.environ.get(TOKEN)
+        if isinstance(error, _Broken):
+            return error.trouble
         if isinstance(error, errors.RequestTimeoutError):
             return Trouble(self._failed("did not answer in time", "Run again later; what came is kept."), again=True)
         if isinstance(error, errors.NetworkError):
@@ -172,6 +183,14 @@ class ModelScope:
 
     def _failed(self, problem: str, way_out: str) -> NightowlError:
         return WorldFailed(f"{self.uri.field}: {self.uri.text}", f"the hub or the repository {problem}", way_out)
+
+
+class _Broken(Exception):
+    """A transfer of a listed file that failed, which the client tells in the words of a failed request."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(str(trouble.error))
+        self.trouble = trouble
 
 
 def _contents(entries: list[dict[str, Any]]) -> set[tuple[str, str]]:

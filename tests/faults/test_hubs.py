@@ -260,7 +260,7 @@ def test_a_transfer_that_stalls_every_time_ends_in_one_clear_error(
     hub.fail("stall", "two.jsonl", times=100)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     monkeypatch.setattr("modelscope_hub._legacy_api.DOWNLOAD_TIMEOUT", 0.2)
-    with pytest.raises(WorldFailed, match=r"(broke off|did not answer in time|cannot be reached|stopped)"):
+    with pytest.raises(WorldFailed, match=r"broke off.*Run again later; what (came|was downloaded) is kept"):
         fetch(source(f"{scheme}://org/data"), store)
     assert len(hub.asked("/lfs/")) <= 20
 
