@@ -224,6 +224,31 @@ def export(
     return {"model": found.model, "version": found.version, **made.model_dump(mode="json")}, say
 
 
+@app.command()
+@answers
+def prune(
+    recipe: RecipeArgument,
+    for_real: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only said.")] = False,
+    as_json: JsonOption = False,
+) -> Any:
+    """Remove candidates that the recipe's policy does not keep, and outputs that no kept version needs."""
+    loaded, _ = load(recipe)
+    prepare()
+    from tasks.prune import prune as remove
+    from tasks.store import Store
+
+    done = remove(loaded, Store.open(), for_real)
+
+    def say() -> None:
+        for removal in done.removals:
+            print(f"{removal.size / 1e6:9.1f} MB  {removal.what:13} {removal.name}")
+        verb = "removed" if for_real else "would be removed (--yes does it)"
+        print(f"{len(done.removals)} things, {done.size / 1e6:.1f} MB, {verb}")
+        print(f"{done.kept_versions} versions and {done.kept_outputs} outputs stay")
+
+    return {"removed": for_real, "size": done.size, **done.model_dump(mode="json")}, say
+
+
 def _version(recipe: str, version: str) -> Version:
     """The version of a recipe's model that a number or an alias names."""
     loaded, _ = load(recipe)

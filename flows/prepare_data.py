@@ -19,7 +19,7 @@ from tasks.mix import mix
 from tasks.mixture import TokenisedMixture
 from tasks.quality import Change, changed_rows, compared_with
 from tasks.recipe import Base, Recipe, Source
-from tasks.registry import Night
+from tasks.registry import Night, require_licences
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
 from tasks.validate import validate
@@ -94,6 +94,7 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
             base = fetch_base_model(recipe.base)
             snapshots = {source.name: fetch_source(source) for source in recipe.sources}
             stage.inputs(snapshots=snapshots)
+            require_licences(recipe, base, snapshots)
 
         with timed("validate", seconds):
             gated = [look_at(recipe, source, snapshots[source.name], base) for source in recipe.sources]

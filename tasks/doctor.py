@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
@@ -16,13 +17,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInput, WorldFailed
-from tasks.store import home
+from tasks.store import MANIFEST, home
 
 GIB = 2**30
 MIN_FREE_DISK = 2 * GIB
 """Bytes: a converted base, checkpoints and an adapter of the smallest recipe, with room to spare."""
 MIN_FREE_MEMORY = GIB
 """Bytes: the data path alone; what training needs is estimated from the base once that is known."""
+
+IDLE = 30 * 86_400
+"""Seconds since a night last used an output, from which it counts as idle."""
 
 LIBRARIES = ("prefect", "mlflow", "unsloth", "torch", "transformers", "evalscope", "great-expectations", "polars")
 
@@ -119,6 +123,16 @@ def _store(root: Path) -> Iterator[Check]:
     sizes = {path.name: (len(list(path.iterdir())), _size(path)) for path in kinds}
     described = ", ".join(f"{name} {count} ({size / 1e6:.0f} MB)" for name, (count, size) in sizes.items())
     yield Check(name="store", state="ok", detail=described or "empty")
+    idle = [path.parent for path in root.glob(f"*/*/{MANIFEST}") if time.time() - path.stat().st_mtime > IDLE]
+    if idle:
+        size = sum(map(_size, idle)) / 1e6
+        told = f"{len(idle)} outputs ({size:.0f} MB) were not used for {IDLE // 86_400} days"
+        yield Check(name="idle", state="ok", detail=f"{told}; `nightowl prune` says which nobody needs")
+    orphans = [path for name in ("register-*", "reproduce-*") for path in root.parent.glob(name)]
+    if orphans:
+        size = sum(map(_size, orphans)) / 1e6
+        told = f"{len(orphans)} folders ({size:.0f} MB) of commands that run or were killed"
+        yield Check(name="orphans", state="warning", detail=f"{told}; `nightowl prune` removes old ones")
     left = [path for path in (root / "work").glob("*") if path.is_dir()]
     if left:
         size = sum(map(_size, left)) / 1e6

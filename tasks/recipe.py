@@ -44,6 +44,8 @@ class Base(Part):
     """Jinja chat template, in full; null: the model's own. Put long ones in chat_template_file."""
     chat_template_file: str | None = None
     """A Jinja file beside the recipe; its text becomes chat_template when the recipe is read."""
+    licence: str | None = None
+    """Licence of a base model that states none itself, such as your own (SPDX identifier)."""
     max_length: int = Field(1024, ge=16, le=1_048_576)
     """Longest conversation that is trained on, in tokens."""
 
@@ -62,6 +64,8 @@ class Source(Part):
     share: Share | None = None
     """Share of the training split, in mixture.measure; the shares of all sources add up to 1. Only where
     mixture.method is fixed."""
+    licence: str | None = None
+    """Licence of a source that states none itself, such as your own data (SPDX identifier)."""
     format: str | None = None
     """Row format (alpaca, sharegpt, openai, ...); null: detected from the columns."""
     columns: dict[str, str] | None = None
@@ -371,6 +375,13 @@ class Registry(Part):
 
     model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Registered model in MLflow; null: nightowl-<recipe name>."""
+    keep_versions: int = Field(20, ge=1)
+    """Newest versions that `nightowl prune` keeps, beside champions of today and ever, which always stay."""
+    keep_days: float = Field(30, ge=1)
+    """Days that a version, and an output of the store since a night last used it, is kept in any case."""
+    licences: Literal["flag", "refuse"] = "flag"
+    """Sources and a base model whose licence is not stated or non-commercial: flag: told on the model card; refuse:
+    the night stops before anything is validated or trained."""
 
 
 class Schedule(Part):

@@ -210,8 +210,13 @@ def _enter(
             adapter.steps,
         )
     data = (f"{mixture.recipe}-test", mixture.splits["test"].digest[:36])
+    for entry in conversations:
+        with registry.answers():
+            mlflow.log_artifacts(run_id, str(store.folder(entry) / "docs"), f"data-gate/{entry.source}")
     registry.log_scores(mlflow, run_id, model_id, registry.score_metrics(rows), adapter.steps, data)
-    return registry.create(mlflow, recipe.registered_model, run_id, model_id, tags, card, adapter.address)
+    version = registry.create(mlflow, recipe.registered_model, run_id, model_id, tags, card, adapter.address)
+    registry.tell_version(record, version, night.id)
+    return version
 
 
 def _belong_together(adapter: Adapter, mixture: TokenisedMixture, base: BaseSnapshot, verdict: Verdict) -> None:
@@ -281,10 +286,13 @@ def _name(against: str) -> str:
 
 
 def _announce(model: str, done: Move) -> None:
-    """A Prefect event for a move, inside a run only."""
+    """Tell of a move: the webhook where there is one, and Prefect inside a run."""
+    if not done.moved:
+        return
+    registry.post(done.kind, {"model": model, **done.model_dump(mode="json")})
     from prefect.context import FlowRunContext, TaskRunContext
 
-    if not done.moved or not (FlowRunContext.get() or TaskRunContext.get()):
+    if not (FlowRunContext.get() or TaskRunContext.get()):
         return
     from prefect.events import emit_event
 

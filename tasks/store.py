@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -180,6 +181,8 @@ class Store:
         path = self._path(kind, address)
         if not (path / MANIFEST).exists() and not self._fetch(kind, address):
             return None
+        with suppress(OSError):  # a store that may only be read
+            os.utime(path / MANIFEST)  # when it was last used, for `nightowl prune`
         return kind.model_validate_json((path / MANIFEST).read_bytes())
 
     def all(self, kind: type[M]) -> list[M]:

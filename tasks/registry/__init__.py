@@ -5,6 +5,7 @@ from tasks.registry.card import markdown_table, model_card, score_table
 from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, shown, suite_rows
 from tasks.registry.forward import Holders, containing_row, containing_source
 from tasks.registry.journal import Decision, alias_version, ensure_model, move, moves
+from tasks.registry.licences import licence_flag, licences, require_licences
 from tasks.registry.lineage import (
     Snapshots,
     code_tags,
@@ -16,8 +17,10 @@ from tasks.registry.lineage import (
     source_tags,
 )
 from tasks.registry.night import Night, Run, nights, training_run
+from tasks.registry.openlineage import tell_version
 from tasks.registry.page import Story, graph, page
 from tasks.registry.record import Record, libraries, make_record, read_record
+from tasks.registry.retention import remove, roots, sort_out_versions
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
 from tasks.registry.tracking import answers, client, site, tracking_uri
 from tasks.registry.versions import (
@@ -32,6 +35,7 @@ from tasks.registry.versions import (
     log_scores,
     named,
 )
+from tasks.registry.webhook import post, signature
 
 __all__ = [
     "BASE",
@@ -70,6 +74,8 @@ __all__ = [
     "graph",
     "items_of",
     "libraries",
+    "licence_flag",
+    "licences",
     "lineage_of",
     "log_model",
     "log_scores",
@@ -84,14 +90,21 @@ __all__ = [
     "pack",
     "page",
     "pinned",
+    "post",
     "read_record",
+    "remove",
+    "require_licences",
+    "roots",
     "score_metrics",
     "score_table",
     "shown",
+    "signature",
     "site",
+    "sort_out_versions",
     "source_names",
     "source_tags",
     "suite_rows",
+    "tell_version",
     "tracking_uri",
     "training_run",
 ]

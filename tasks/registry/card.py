@@ -11,20 +11,10 @@ from tasks.evaluation import Verdict
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
 from tasks.registry.figures import SuiteRow, difference_shown, is_share, shown
+from tasks.registry.licences import BASE_MODEL, licence_flag, licences
 from tasks.registry.lineage import Snapshots, pinned, source_names
-from tasks.sources import BaseSnapshot, Snapshot
+from tasks.sources import BaseSnapshot
 from tasks.training import Adapter
-
-_NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "research")
-
-
-def licence_flag(licence: str | None) -> str | None:
-    """What is wrong with a licence for general use, or None."""
-    if licence is None or licence.strip().lower() in ("", "unknown", "other", "noassertion"):
-        return "not stated"
-    if any(mark in licence.lower() for mark in _NON_COMMERCIAL):
-        return "non-commercial"
-    return None
 
 
 def cell(text: object) -> str:
@@ -74,6 +64,7 @@ def model_card(
 ) -> str:
     """The card of one adapter. Licences are carried along; those that are missing or non-commercial are flagged."""
     named = source_names(snapshots, conversations)
+    licence_of = licences(recipe, base, named)
     gated = {entry.source: entry for entry in conversations}
     sources = []
     for name, snapshot in named.items():
@@ -86,7 +77,7 @@ def model_card(
                 "set aside": sum(gate.set_aside.values()) if gate else "–",
                 "share asked": shown(part.asked, "share") if part else "–",
                 "share reached": shown(part.reached, "share") if part else "–",
-                "licence": _licence(snapshot.licence),
+                "licence": _licence(licence_of[name]),
             }
         )
     training = recipe.training
@@ -94,15 +85,15 @@ def model_card(
     front = {
         "library_name": "peft",
         "base_model": base.uri,
-        "license": base.licence or "unknown",
+        "license": licence_of[BASE_MODEL] or "unknown",
         "tags": ["lora", "nightowl"],
     }
     against = "the champion" if verdict.champion else "the base model"
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {recipe.registered_model}: adapter {adapter.short}",
-        f"A LoRA adapter for {pinned(base.uri, base.revision)} ({_licence(base.licence)}). It holds no base weights "
-        "and works on that base only: the base's files are checked by sha256 as it is loaded.",
+        f"A LoRA adapter for {pinned(base.uri, base.revision)} ({_licence(licence_of[BASE_MODEL])}). It holds no base "
+        "weights and works on that base only: the base's files are checked by sha256 as it is loaded.",
         "## Scores",
         f"Against {against}, paired by item, at {100 * recipe.gate.confidence:g} % confidence. Differences are signed "
         "so that positive is better. Greedy decoding.",
@@ -122,7 +113,7 @@ def model_card(
         "## Limits",
         "Judged on held-out conversations of the sources above and nothing else; conversations were at most "
         f"{recipe.base.max_length} tokens long. What the base gets wrong outside these tasks, it still gets wrong.",
-        *_flags(base, named),
+        *_flags(licence_of),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -132,9 +123,8 @@ def _licence(licence: str | None) -> str:
     return f"{licence or 'licence'} ⚠ {flag}" if flag else str(licence)
 
 
-def _flags(base: BaseSnapshot, named: Mapping[str, Snapshot]) -> list[str]:
-    licences = {"the base model": base.licence, **{name: snapshot.licence for name, snapshot in named.items()}}
-    flagged = [f"{name} ({licence_flag(licence)})" for name, licence in licences.items() if licence_flag(licence)]
+def _flags(licence_of: Mapping[str, str | None]) -> list[str]:
+    flagged = [f"{name} ({licence_flag(licence)})" for name, licence in licence_of.items() if licence_flag(licence)]
     if not flagged:
         return []
     return [f"⚠ Licences to look at before this adapter is used or passed on: {', '.join(flagged)}."]

@@ -29,7 +29,7 @@ from tasks.errors import Refused, WorldFailed
 from tasks.evaluation import Verdict
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Setting
-from tasks.registry import lineage
+from tasks.registry import lineage, openlineage
 from tasks.registry.process import alive, this_machine, this_process
 from tasks.registry.schema import BASE, NightOutcome, NightRecord
 from tasks.registry.tracking import RECIPE_TAG, answers, client, experiment, pages
@@ -177,6 +177,7 @@ class Night(Run):
         night = cls(mlflow, run.info.run_id, experiment_id, recipe.name)
         _OPEN.add(night.id)
         threading.Thread(target=night._beat, name="night-heartbeat", daemon=True).start()
+        openlineage.tell_night(recipe.name, night.id, "START")
         night.params({setting.path: setting.value for setting in settings})
         plain = recipe.model_dump(mode="json", exclude_none=True)
         night.text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), "recipe.yaml")
@@ -251,7 +252,9 @@ class Night(Run):
         self._finished = True
         _OPEN.discard(self.id)
         self.tags({"nightowl.outcome": outcome})
-        self._end("FAILED" if outcome in ("refused", "failed") else "FINISHED", reason)
+        failed = outcome in ("refused", "failed")
+        openlineage.tell_night(self.recipe, self.id, "FAIL" if failed else "COMPLETE", reason)
+        self._end("FAILED" if failed else "FINISHED", reason)
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from tasks.errors import WorldFailed
 from tasks.store import home
 
 RECIPE_TAG = "nightowl.recipe"
+_DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 
 
 def tracking_uri() -> str:
@@ -76,11 +77,10 @@ def answers() -> Iterator[None]:
         yield
     except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         first_line = str(error).strip().partition("\n")[0][:500]
-        raise WorldFailed(
-            tracking_uri(),
-            f"MLflow did not do it ({first_line})",
-            "Check that the tracking server runs and its disk has space, or unset MLFLOW_TRACKING_URI to use the home.",
-        ) from error
+        way_out = "Check that the tracking server runs and its disk has space, or unset MLFLOW_TRACKING_URI."
+        if "error code 401" in first_line or "error code 403" in first_line or error_code(error) in _DENIED:
+            way_out = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user who may."
+        raise WorldFailed(tracking_uri(), f"MLflow did not do it ({first_line})", way_out) from error
 
 
 def download(uri: str, folder: Path) -> Path | None:

@@ -1,11 +1,19 @@
-"""Gated sources made in memory, for whatever takes them in."""
+"""Gated sources made in memory, a tiny base model, and real servers: PostgreSQL and one that speaks S3."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
-from collections.abc import Callable, Sequence
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +153,128 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None
         tokenizer.save_pretrained(folder)
 
     return write
+
+
+DEBIAN = Path("/usr/lib/postgresql")
+
+
+class Postgres:
+    """A server on the loopback, run by a user that may run one, with password authentication over TCP."""
+
+    def __init__(self, binaries: Path, folder: Path, run_as: list[str]) -> None:
+        self.binaries, self.folder, self.run_as = binaries, folder, run_as
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.databases = 0
+
+    def command(self, name: str, *arguments: str) -> str:
+        # The server keeps an inherited pipe open for as long as it runs, so output goes to a file.
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                [*self.run_as, str(self.binaries / name), *arguments],
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.folder)},
+            )
+            output.seek(0)
+            said = output.read()
+        assert done.returncode == 0, said
+        return said
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        data, log = self.folder / "data", self.folder / "log"
+        self.command("pg_ctl", "-D", str(data), "-l", str(log), "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        self.command("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
+
+    def connect(self, database: str = "postgres") -> Any:
+        import psycopg
+
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="owner", password="owner secret", dbname=database, autocommit=True
+        )
+
+    def new_database(self) -> str:
+        """SQLAlchemy's address of an empty database, for its owner."""
+        self.databases += 1
+        name = f"test_{self.databases}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://owner:owner%20secret@127.0.0.1:{self.port}/{name}"
+
+    def uri(self, database: str, user: str = "reader") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+
+def _binaries() -> Path | None:
+    found = shutil.which("initdb")
+    places = [Path(found).parent] if found else []
+    places += sorted((place / "bin" for place in DEBIAN.glob("*")), key=lambda p: int(p.parent.name), reverse=True)
+    return next((place for place in places if (place / "initdb").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running server with the superuser `owner` and the user `reader`, who may read what owner grants."""
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not here: no initdb on PATH or in /usr/lib/postgresql")
+    run_as: list[str] = []
+    folder = Path(tempfile.mkdtemp(prefix="nightowl-postgres-"))
+    try:
+        if os.geteuid() == 0:
+            import pwd
+
+            user = next((u for u in ("postgres", "nobody") if u in {entry.pw_name for entry in pwd.getpwall()}), None)
+            runuser = shutil.which("runuser")
+            if user is None or runuser is None:
+                pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody, or no runuser")
+            run_as = [runuser, "-u", user, "--"]
+            shutil.chown(folder, user)
+        server = Postgres(binaries, folder, run_as)
+        (folder / "password").write_text("owner secret")
+        (folder / "password").chmod(0o644)
+        server.command(
+            "initdb", "-D", str(folder / "data"), "-U", "owner", "--pwfile", str(folder / "password"),
+            "-A", "scram-sha-256", "-E", "UTF8", "--locale", "C.UTF-8", "-N",
+        )  # fmt: skip
+        server.start()
+        try:
+            with server.connect() as connection:
+                connection.execute("CREATE ROLE reader LOGIN PASSWORD 'reader secret'")
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with open(log, "w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/moto-api/", timeout=5):
+                    break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < until, "moto did not start"
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -17,7 +28,8 @@ from tasks.evaluation import Comparison, Scores, SuiteScore, Verdict
 from tasks.mixture import SharePart, Split, TokenisedMixture
 from tasks.recipe import Recipe, Setting, load
 from tasks.register import register
-from tasks.registry import Night, Version
+from tasks.registry import Night, Version, alias_version, client, ensure_model, moves
+from tasks.registry.journal import JOURNAL_TAG
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
 from tasks.training import Adapter
@@ -45,10 +57,6 @@ class World:
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database; making one takes seconds, copying it does not."""
-    import os
-
-    from tasks.registry import client
-
     folder = tmp_path_factory.mktemp("database")
     before = os.environ.get("NIGHTOWL_HOME")
     os.environ["NIGHTOWL_HOME"] = str(folder)
@@ -379,3 +387,143 @@ def make_verdict(
 
     inputs = {"candidate": candidate, "champion": champion, "decision": decision}
     return store.make(Verdict, inputs, build)[0]
+
+
+RUSH = """
+    import json, multiprocessing, os, random, sys, time
+    import mlflow.tracking  # once, before the processes part
+    from tasks.errors import NightowlError
+    from tasks.register import promote, rollback
+    from tasks.registry import Version, alias_version, client
+    workers, attempts, model, homes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+
+    def rush(worker):
+        os.environ["NIGHTOWL_HOME"] = homes[worker % len(homes)]
+        luck = random.Random(worker)
+        for attempt in range(attempts):
+            number, who = luck.randint(1, 4), f"{worker}/{attempt}"
+            try:
+                if luck.random() < 0.5:
+                    version = Version(model=model, version=number, adapter=f"adapter-{number}", run_id="", model_id="")
+                    promote(version, who=who)
+                else:
+                    rollback(model, to=number, who=who)
+            except NightowlError as error:
+                if error.exit_code == 3:
+                    raise
+
+    def watch(running):
+        reads = []
+        while any(process.is_alive() for process in running) or not reads:
+            reads.append(alias_version(client(), model, "champion"))
+            time.sleep(0.1)
+        print(json.dumps({"codes": [process.exitcode for process in running], "reads": reads}))
+
+    fork = multiprocessing.get_context("fork")
+    running = [fork.Process(target=rush, args=(worker,)) for worker in range(workers)]
+    for process in running:
+        process.start()
+    watch(running)
+    for process in running:
+        process.join()
+"""
+
+
+class Rush:
+    """Many processes on several homes that promote and roll back four versions at the same time."""
+
+    model = "nightowl-test"
+
+    def register(self, mlflow: Any) -> None:
+        """Four versions; each was judged against the next one's adapter, round and round."""
+        ensure_model(mlflow, self.model, "test")
+        run_id = mlflow.get_registered_model(self.model).tags[JOURNAL_TAG]
+        for number in range(1, 5):
+            tags = {
+                "nightowl.adapter": f"adapter-{number}",
+                "nightowl.against": f"adapter-{number % 4 + 1}",
+                "nightowl.verdict": "promote",
+                "nightowl.reasons": '["it is better"]',
+            }
+            mlflow.create_model_version(self.model, f"s3://nowhere/{number}", run_id, tags=tags)
+
+    def __call__(self, homes: list[Path], uri: str, workers: int, attempts: int) -> None:
+        """Let them run, after one first move by `start`, and hold what they left to what may be."""
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(RUSH), str(workers), str(attempts), self.model, *map(str, homes)],
+            cwd=Path(__file__).resolve().parents[3],
+            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+            capture_output=True,
+            text=True,
+            timeout=550,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        told = json.loads(done.stdout.splitlines()[-1])
+        assert told["codes"] == [0] * workers, done.stderr[-3000:]
+        assert set(told["reads"]) <= {1, 2, 3, 4}
+
+        mlflow = client()
+        journal = moves(mlflow, self.model)
+        assert [entry.number for entry in journal] == list(range(1, workers * attempts + 2))
+        expected = {f"{worker}/{attempt}" for worker in range(workers) for attempt in range(attempts)}
+        assert {entry.who for entry in journal} == expected | {"start"}
+        moved = [entry for entry in journal if entry.moved]
+        assert len(moved) > workers * attempts / 10
+        assert all(later.found == earlier.to for earlier, later in itertools.pairwise(moved))
+        # A promotion only ever went over the champion it was judged against.
+        assert all(entry.found == entry.to % 4 + 1 for entry in moved[1:] if entry.kind == "promote")
+        assert alias_version(mlflow, self.model, "champion") == moved[-1].to
+        assert alias_version(mlflow, self.model, "previous") == moved[-1].found
+
+
+@pytest.fixture
+def rush() -> Rush:
+    return Rush()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> Callable[..., AbstractContextManager[str]]:
+    """Runs an MLflow server on a free port: `mlflow_server(options, environment, log)`, a context with its URL."""
+    return serve_mlflow
+
+
+@contextmanager
+def serve_mlflow(options: list[str], environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    given = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [*command, *options], stdout=output, stderr=output, start_new_session=True, env=given, cwd=log.parent
+        )
+    try:
+        until = time.monotonic() + 300
+        while not answers(f"{url}/health"):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < until, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session", name="answers")
+def answers_at() -> Callable[[str], bool]:
+    """Whether a URL answers with 200."""
+    return answers

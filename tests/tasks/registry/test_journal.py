@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +12,13 @@ from tasks.registry.journal import JOURNAL_TAG, _write_once
 from tasks.registry.process import this_machine
 
 MODEL = "nightowl-test"
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def mlflow(embedded: Path) -> Any:
+def mlflow(embedded: Path, rush: Any) -> Any:
     """A client on a registry with four versions; each was judged against the next one's adapter, round and round."""
     mlflow = client()
-    ensure_model(mlflow, MODEL, "test")
-    run_id = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
-    for number in range(1, 5):
-        tags = {
-            "nightowl.adapter": f"adapter-{number}",
-            "nightowl.against": f"adapter-{number % 4 + 1}",
-            "nightowl.verdict": "promote",
-            "nightowl.reasons": '["it is better"]',
-        }
-        mlflow.create_model_version(MODEL, f"file:///nowhere/{number}", run_id, tags=tags)
+    rush.register(mlflow)
     return mlflow
 
 
@@ -103,75 +87,9 @@ def test_a_claim_of_another_host_is_waited_for(mlflow: Any, monkeypatch: pytest.
     assert ours.moved
 
 
-WORKERS, ATTEMPTS = 8, 25
-
-RUSH = """
-    import json, multiprocessing, os, random, sys, time
-    import mlflow.tracking  # once, before the processes part
-    from tasks.errors import NightowlError
-    from tasks.register import promote, rollback
-    from tasks.registry import Version, alias_version, client
-    workers, attempts, model, homes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
-
-    def rush(worker):
-        os.environ["NIGHTOWL_HOME"] = homes[worker % len(homes)]
-        luck = random.Random(worker)
-        for attempt in range(attempts):
-            number, who = luck.randint(1, 4), f"{worker}/{attempt}"
-            try:
-                if luck.random() < 0.5:
-                    version = Version(model=model, version=number, adapter=f"adapter-{number}", run_id="", model_id="")
-                    promote(version, who=who)
-                else:
-                    rollback(model, to=number, who=who)
-            except NightowlError as error:
-                if error.exit_code == 3:
-                    raise
-
-    def watch(running):
-        reads = []
-        while any(process.is_alive() for process in running) or not reads:
-            reads.append(alias_version(client(), model, "champion"))
-            time.sleep(0.1)
-        print(json.dumps({"codes": [process.exitcode for process in running], "reads": reads}))
-
-    fork = multiprocessing.get_context("fork")
-    running = [fork.Process(target=rush, args=(worker,)) for worker in range(workers)]
-    for process in running:
-        process.start()
-    watch(running)
-    for process in running:
-        process.join()
-"""
-
-
 def test_two_hundred_attempts_from_eight_processes_leave_one_champion_and_every_record(
-    mlflow: Any, embedded: Path, tmp_path: Path
+    mlflow: Any, embedded: Path, tmp_path: Path, rush: Any
 ) -> None:
     go(mlflow, 1, "start")
     # Two homes share no lock file: between them only the journal keeps order, as between two hosts.
-    homes = [str(embedded), str(tmp_path / "second-home")]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RUSH), str(WORKERS), str(ATTEMPTS), MODEL, *homes],
-        cwd=REPOSITORY,
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{embedded}/mlflow/mlflow.db"},
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["codes"] == [0] * WORKERS, done.stderr[-3000:]
-    assert set(told["reads"]) <= {1, 2, 3, 4}
-
-    journal = moves(mlflow, MODEL)
-    assert [entry.number for entry in journal] == list(range(1, WORKERS * ATTEMPTS + 2))
-    attempts = {f"{worker}/{attempt}" for worker in range(WORKERS) for attempt in range(ATTEMPTS)}
-    assert {entry.who for entry in journal} == attempts | {"start"}
-    moved = [entry for entry in journal if entry.moved]
-    assert len(moved) > 20
-    assert all(later.found == earlier.to for earlier, later in itertools.pairwise(moved))
-    # A promotion only ever went over the champion it was judged against.
-    assert all(entry.found == entry.to % 4 + 1 for entry in moved[1:] if entry.kind == "promote")
-    assert alias_version(mlflow, MODEL, "champion") == moved[-1].to
-    assert alias_version(mlflow, MODEL, "previous") == moved[-1].found
+    rush([embedded, tmp_path / "second-home"], f"sqlite:///{embedded}/mlflow/mlflow.db", workers=8, attempts=25)
