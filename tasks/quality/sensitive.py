@@ -97,13 +97,20 @@ def found_in(text: str, detector: Detector, regions: Sequence[str] = ()) -> list
 
 
 def sensitive_flags(laid: Turns, sensitive: Sensitive) -> dict[str, pl.Series]:
-    """Flags of the rules on secrets and personal data; all false where the recipe looks for none."""
+    """Flags of the rules on secrets and personal data, in what is said and in declared tools.
+
+    All are false where the recipe looks for none.
+    """
     flags = {}
+    # Sources declare the same tools over and over: each declaration is looked at once.
+    declared = laid.rows.select(text="tools").drop_nulls().unique()
     for detector in DETECTORS:
         hits = pl.Series([], dtype=pl.UInt32)
         if getattr(sensitive, detector.name) is not None:
             there = _suspects(laid.pieces, detector, sensitive.phone_regions)
-            hits = there["n"].unique()
+            declaring = _suspects(declared, detector, sensitive.phone_regions)["text"]
+            within = laid.rows.filter(pl.col("tools").is_in(declaring.implode()))["n"]
+            hits = pl.concat([there["n"], within]).unique()
         flags[detector.name] = laid.mark(hits)
     return flags
 
@@ -112,7 +119,8 @@ def redact(rows: pl.DataFrame, sensitive: Sensitive) -> dict[int, tuple[list[dic
     """By position of a conversation that holds what is to be redacted: its messages without, and which rules found it.
 
     Within a conversation the same text has the same placeholder, [EMAIL_1] and so on, in calls' arguments too.
-    Where it stands in arguments as a number or as a field's name it stays, for the rule to find.
+    Where it stands in arguments as a number or as a field's name it stays, and in declared tools, for the rule to
+    find.
     """
     wanted = [detector for detector in DETECTORS if getattr(sensitive, detector.name) == "redact"]
     if not wanted:
@@ -132,7 +140,7 @@ def redact(rows: pl.DataFrame, sensitive: Sensitive) -> dict[int, tuple[list[dic
 
 
 def _suspects(pieces: pl.DataFrame, detector: Detector, regions: Sequence[str]) -> pl.DataFrame:
-    """The pieces in which a detector finds something."""
+    """The pieces (`text`) in which a detector finds something."""
     signed = pieces.filter(pl.col("text").str.contains(detector.sign))
     return signed.filter(
         pl.Series([bool(found_in(text, detector, regions)) for text in signed["text"]], dtype=pl.Boolean)
@@ -232,8 +240,9 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
         # Written without its prefix, a number has to be grouped as its country groups it: else any ten digits are one.
         leniency = phonenumbers.Leniency.VALID if region is None else phonenumbers.Leniency.STRICT_GROUPING
         for match in phonenumbers.PhoneNumberMatcher(text, region, leniency=leniency, max_tries=1000):
-            grouped = region is None or re.search(r"\d\D+\d", match.raw_string)
-            if grouped and not _FICTION.search(match.raw_string):
+            # 4969 - 4071 is a difference.
+            grouped = re.search(r"\d\D+\d", match.raw_string) and not re.search(r"\d [-–] \d", match.raw_string)
+            if (region is None or grouped) and not _FICTION.search(match.raw_string):
                 yield match.start, match.end
 
 

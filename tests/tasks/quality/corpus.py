@@ -425,6 +425,7 @@ DEFECTS: dict[str, Defect] = {
     "payment key": Defect("a live key of a payment service", "secret", ANY, _slip("sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc")),
     "bot token": Defect("a chat bot's token", "secret", ANY, _slip("110201543:" + "AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1")),
     "storage key": Defect("a cloud storage's key", "secret", ANY, _slip("AccountKey=" + "aB3dE5gH" * 10 + "aB3dE5==" )),
+    "key in tools": Defect("an access key in a tool's description", "secret", ("tool",), _change(tools=TOOLS.replace("Calls convert.", "Calls convert with AKIA" + "ABCDEFGH23456789."))),
     "phone": Defect("a telephone number with its prefix", "phone_number", ANY, _slip("(it is: +49 30 901820, I think)"), "901820"),
     "national phone": Defect("a telephone number as its country writes it", "phone_number", ANY, _slip("(it is: (212) 736-5000, I think)", "user"), "736-5000"),
     "card": Defect("the number of a payment card", "payment_card", ANY, _slip("(it is: 4539 5787 6362 1486, I think)"), "5787"),

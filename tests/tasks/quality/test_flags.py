@@ -24,7 +24,7 @@ def flagged(corpus: ModuleType, rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clean_conversations_break_no_rule(corpus: ModuleType, kind: str) -> None:
-    rows = corpus.clean(kind, 2000, seed=7)
+    rows = corpus.clean(kind, 5000, seed=13)
     found = flagged(corpus, rows)
     alarms = {rule.name: int(found[rule.name].sum()) for rule in RULES if rule.name not in REPORTED}
     texts = {name: rows[found[name].arg_max()]["messages"][-2:] for name, n in alarms.items() if n}
