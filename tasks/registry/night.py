@@ -229,19 +229,7 @@ class Night(Run):
 
     def verdict(self, verdict: Verdict) -> None:
         """Record what the gate said: the numbers as metrics, the whole of it by candidate as a tag."""
-        told = {
-            "decision": verdict.decision,
-            "address": verdict.address,
-            "level": verdict.level,
-            "asked_at": verdict.asked_at,
-            "reasons": list(verdict.reasons),
-            "against": verdict.champion or BASE,
-            "suites": {
-                c.suite: [round(x, 6) for x in (c.reference, c.candidate, c.difference, c.low, c.high)]
-                for c in verdict.comparisons
-            },
-        }
-        self.tags({f"nightowl.verdict.{verdict.candidate}": lineage.compact(told)})
+        self.tags({f"nightowl.verdict.{verdict.candidate}": verdict_tag(verdict)})
         for c in verdict.comparisons:
             self.metrics({f"{c.suite}/{name}": getattr(c, name) for name in ("candidate", "reference", "difference")})
         self._writer.flush()
@@ -277,6 +265,30 @@ class Night(Run):
             # A missed beat is no reason to end a night; SILENCE is many beats long.
             except Exception as error:
                 log.warning("heartbeat to MLflow failed: %s", error)
+
+
+def verdict_tag(verdict: Verdict) -> str:
+    """A verdict as JSON that a tag holds whole; of many suites, the last reasons and then suites are left out."""
+    reasons = list(verdict.reasons)
+    suites = {
+        c.suite: [round(x, 6) for x in (c.reference, c.candidate, c.difference, c.low, c.high)]
+        for c in verdict.comparisons
+    }
+    told = {
+        "decision": verdict.decision,
+        "address": verdict.address,
+        "level": verdict.level,
+        "asked_at": verdict.asked_at,
+        "reasons": reasons,
+        "against": verdict.champion or BASE,
+        "suites": suites,
+    }
+    while len(text := lineage.compact(told)) > _LONGEST_TAG:
+        if reasons:
+            reasons.pop()
+        else:
+            suites.popitem()
+    return text
 
 
 def close_orphans(mlflow: Any, experiment_id: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from tasks.errors import Refused, WorldFailed
+from tasks.evaluation import Comparison, Verdict
 from tasks.recipe import load
 from tasks.registry import Night, client, nights
+from tasks.registry.night import verdict_tag
 from tasks.registry.writer import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("embedded")
@@ -156,3 +159,26 @@ def test_metrics_wait_for_mlflow_and_none_is_lost(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(WorldFailed, match=r"1 metrics could not be written \(connection refused\)"):
             gone.flush(timeout=0.3)
         night.finish("kept", "fine")
+
+
+@pytest.mark.parametrize(("suites", "words"), [(2, 20), (30, 80), (400, 80)])
+def test_a_verdict_on_many_suites_still_reads(suites: int, words: int) -> None:
+    """What is read back counts for the year's error, so a tag must not be cut in the middle."""
+    numbers = dict.fromkeys(("reference", "candidate", "difference", "low", "high"), 0.123456)
+    comparisons = tuple(Comparison.model_construct(suite=f"suite-{n}", **numbers) for n in range(suites))
+    verdict = Verdict.model_construct(
+        decision="keep",
+        address="a" * 64,
+        level=0.0005,
+        asked_at="2026-01-01T00:00:00+00:00",
+        candidate="c" * 64,
+        champion=None,
+        reasons=("word " * words,) * suites,
+        comparisons=comparisons,
+    )
+    text = verdict_tag(verdict)
+    told = json.loads(text)
+    assert len(text) <= 7900
+    assert (told["decision"], told["level"], told["address"]) == ("keep", 0.0005, "a" * 64)
+    assert (len(told["suites"]) == suites) is (suites < 400)
+    assert (len(told["reasons"]) == suites) is (suites == 2)
