@@ -17,7 +17,7 @@ from tasks.errors import Refused
 from tasks.fetch import fetch, fetch_base
 from tasks.mix import mix
 from tasks.mixture import TokenisedMixture
-from tasks.quality import Change, changed_rows, compared_with
+from tasks.quality import Change, changed_rows, compared_with, trained_turns
 from tasks.recipe import Base, Recipe, Source
 from tasks.registry import Night, require_licences
 from tasks.sources import BaseSnapshot, Snapshot
@@ -65,6 +65,8 @@ def validate_source(
     kept = f"{conversations.rows_out} of {conversations.rows_in} rows pass"
     changed = f"; changed: {changed_rows(conversations)}" if conversations.changed else ""
     log.info("  %-12s %s%s%s", source.name, kept, f"; set aside: {reasons}" if reasons else "", changed)
+    whole = conversations.trained_answers == conversations.answers
+    log.log(INFO if whole else WARNING, "  %-12s %s", "", trained_turns(conversations))
     log.log(WARNING if change.findings else INFO, "  %-12s %s", "", compared_with(change))
     for finding in change.findings:
         log.warning("  %-12s %s (%s): %s", "", finding.rule, finding.severity, finding.example)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.conversations import Conversations
-from tasks.quality import BY_NAME, Change, changed_rows, compared_with
+from tasks.quality import BY_NAME, Change, changed_rows, compared_with, trained_turns
 from tasks.registry import Candidate, Holders, NightRecord
 from tasks.reproduce import Reproduction
 
@@ -49,6 +49,7 @@ def tell_gate(gated: Conversations, change: Change | None, folder: Path) -> None
     """Below the table: what was changed about rows, what the source was compared with, and where to read on."""
     if gated.changed:
         print(f"changed     {changed_rows(gated)}; see {folder / 'changed.parquet'}")
+    print(f"trained     {trained_turns(gated)}")
     if change:
         print(f"moved       {compared_with(change)}")
     print(f"pages       {folder / 'docs' / 'index.html'}")

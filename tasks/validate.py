@@ -232,6 +232,8 @@ def _gated(
             "rows_out": sorted_out.kept.height,
             "set_aside": sorted_out.set_aside,
             "changed": dict(changed["change"].value_counts(sort=True).iter_rows()),
+            "answers": int(sorted_out.kept["answers"].sum()),
+            "trained_answers": int(sorted_out.kept["trained_turns"].sum()),
             "tokens": int(sorted_out.kept["tokens"].sum()),
             "supervised_tokens": int(sorted_out.kept["supervised_tokens"].sum()),
         }

@@ -33,7 +33,8 @@ def convert(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Conversations (schema CONVERSATION) of a source's table, and the rows that cannot be one.
 
-    `raw` has the source's columns and `source_row` (i64). `format` names one of `formats()`, None: it is
+    `raw` has the source's columns as `tasks.sources` reads them (structs within structs as JSON text, which alone
+    tells a null from a field that is not there) and `source_row` (i64). `format` names one of `formats()`, None: it is
     detected; `columns` maps our field names to the source's columns. The second frame has source_row,
     reason and detail; every row of `raw` is in exactly one of the two.
 
@@ -110,15 +111,11 @@ def mapped(raw: pl.DataFrame, columns: Mapping[str, str] | None) -> pl.DataFrame
 
 
 def _read(table: pl.DataFrame, form: Format) -> tuple[pl.DataFrame, pl.DataFrame]:
-    deep = [name for name, dtype in table.schema.items() if _is_deep(dtype)]
     names = [name for name in table.columns if name in (*form.required, *form.optional, "path")]
     rows: list[int] = []
     readings: list[Reading] = []
     aside: list[tuple[int, str, str]] = []
     for source_row, row in zip(table["source_row"], table.select(names).iter_rows(named=True), strict=True):
-        for name in deep:
-            if name in row:
-                row[name] = _without_nulls(row[name])
         try:
             readings.append(form.read(form.row(row)))
             rows.append(source_row)
@@ -132,24 +129,6 @@ def _read(table: pl.DataFrame, form: Format) -> tuple[pl.DataFrame, pl.DataFrame
         }
     )
     return frame, pl.DataFrame(aside, schema=SET_ASIDE, orient="row")
-
-
-def _is_deep(dtype: Any, within: bool = False) -> bool:
-    """Whether a type holds structs within structs."""
-    if isinstance(dtype, pl.List | pl.Array):
-        return _is_deep(dtype.inner, within)
-    return isinstance(dtype, pl.Struct) and (within or any(_is_deep(inner.dtype, True) for inner in dtype.fields))
-
-
-def _without_nulls(value: Any) -> Any:
-    """A value without the fields that its table filled with null because other rows have them.
-
-    A table of structs within structs gives every call the arguments of all calls; that an argument was null
-    in the source is lost in it. Sources that keep such values as JSON text lose nothing.
-    """
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _message_column(conversations: Sequence[Sequence[Turn]]) -> pl.Series:

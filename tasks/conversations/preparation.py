@@ -21,6 +21,7 @@ from tasks.conversations.render import Renderer
 from tasks.conversations.segments import KEYS, SEGMENTS, STORED, Known, in_order, link_segment, write_segment
 from tasks.recipe import Kind
 
+_ANSWERS = pl.col("messages").list.eval(pl.element().struct.field("role") == "assistant").list.sum()
 _PLACES = {"source_row": pl.Int64, "segment": pl.Int32, "row": pl.UInt32}
 Render = Callable[[pl.DataFrame], pl.DataFrame]
 # Of conversations (CONVERSATION): they as they will be trained on, rendered, and further columns to be stored.
@@ -154,8 +155,10 @@ class _Work:
         rows, rendered, found = self.judge(rows, self.renderer.render)
         converted = pl.concat(
             [
-                rows.select("source_row", "row_id", "messages", "tools", turns=pl.col("messages").list.len()),
-                rendered.drop("row_id", "trained_turns"),
+                rows.select(
+                    "source_row", "row_id", "messages", "tools", turns=pl.col("messages").list.len(), answers=_ANSWERS
+                ),
+                rendered.drop("row_id"),
                 found,
             ],
             how="horizontal",

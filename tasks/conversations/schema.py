@@ -66,7 +66,8 @@ class Conversations(RowManifest):
     Files: `rows.parquet` and `segments/` (see segments.py), `quarantine.parquet` (rows set aside, with `reasons`:
     list of rule names, and `detail`), `changed.parquet` (rows that the recipe had redacted or truncated: source_row,
     row_id, `was` before, `change`), `profile.json` (the kept rows, counted), `docs/` (Great Expectations Data Docs).
-    `changed`: rows by change.
+    `changed`: rows by change. `answers`: assistant turns of the rows that pass; `trained_answers`: those of them that
+    are trained, which are fewer where the chat template writes earlier turns otherwise than inference asks for them.
     """
 
     kind = "conversations"
@@ -78,6 +79,8 @@ class Conversations(RowManifest):
     passed: bool
     findings: tuple[Finding, ...]
     changed: dict[str, int] = Field(default_factory=dict)
+    answers: int
+    trained_answers: int
     tokens: int
     supervised_tokens: int
     encoding: dict[str, Any] = Field(default_factory=dict)

@@ -31,7 +31,8 @@ from tasks.store import file_digest, link
 ROWS = "rows.parquet"
 SEGMENTS = "segments"
 KEYS = ("key_a", "key_b")
-# What a segment knows of a row; flags come beside it. `reason` and `detail`: why a row could not be converted.
+# What a segment knows of a row; flags come beside it. `answers`: its assistant turns; `trained_turns`: those of them
+# that are trained. `reason` and `detail`: why a row could not be converted.
 STORED: dict[str, Any] = {
     **dict.fromkeys(KEYS, pl.UInt64),
     "row_id": pl.String,
@@ -43,6 +44,8 @@ STORED: dict[str, Any] = {
     "tokens": pl.Int32,
     "supervised_tokens": pl.Int32,
     "turns": pl.Int32,
+    "answers": pl.Int32,
+    "trained_turns": pl.Int32,
     "reason": pl.String,
     "detail": pl.String,
 }
@@ -270,6 +273,7 @@ def write_conversations(folder: Path, batches: Iterable[pl.DataFrame]) -> None:
             tokens=pl.col("input_ids").list.len().cast(pl.Int32),
             supervised_tokens=pl.col("loss_mask").list.sum().cast(pl.Int32),
             turns=pl.col("messages").list.len().cast(pl.Int32),
+            **{name: pl.lit(None, pl.Int32) for name in ("answers", "trained_turns")},
             **{name: pl.lit(None, pl.String) for name in ("problem", "reason", "detail")},
         )
         segments.append(write_segment(folder, stored.select(*STORED)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -26,12 +26,7 @@ def best_paths(table: pl.DataFrame) -> tuple[pl.DataFrame, list[tuple[int, str, 
     chosen: list[tuple[int, list[dict[str, Any]]]] = []
     reached: set[int] = set()
     for root in children[None]:
-        path, at = [root], root
-        while replies := children.get(at["message_id"]):
-            at = min(replies, key=_rank)
-            path.append(at)
-        while path and not _answers(path[-1]):
-            path.pop()
+        path = _best_path(root, lambda message: children.get(message["message_id"], ()))
         reached |= {message["source_row"] for message in path} | {root["source_row"]}
         if path:
             chosen.append((root["source_row"], path))
@@ -83,7 +78,7 @@ def _replies(table: pl.DataFrame) -> tuple[Replies, list[tuple[int, str, str]]]:
     for row in table.iter_rows(named=True):
         if row["message_id"] is None or row["message_id"] in seen:
             aside.append((row["source_row"], "repeated_id", str(row["message_id"])))
-        elif row["deleted"] or row["review_result"] is False:
+        elif not _is_usable(row):
             aside.append((row["source_row"], "not_reviewed", row["message_id"]))
         elif row["parent_id"] is not None and row["parent_id"] not in messages:
             aside.append((row["source_row"], "without_parent", f"{row['message_id']} answers {row['parent_id']}"))
@@ -91,6 +86,22 @@ def _replies(table: pl.DataFrame) -> tuple[Replies, list[tuple[int, str, str]]]:
             children[row["parent_id"]].append(row)
         seen.add(row["message_id"])
     return children, aside
+
+
+def _best_path(
+    root: Mapping[str, Any], replies: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
+) -> list[Any]:
+    """From the root, the best-ranked reply to each message, up to the last one of the assistant; maybe none."""
+    path = [root]
+    while found := replies(path[-1]):
+        path.append(min(found, key=_rank))
+    while path and not _answers(path[-1]):
+        path.pop()
+    return path
+
+
+def _is_usable(message: Mapping[str, Any]) -> bool:
+    return not message.get("deleted") and message.get("review_result") is not False
 
 
 def _rank(reply: Mapping[str, Any]) -> tuple[bool, float]:
@@ -119,14 +130,7 @@ def nested(row: Row) -> Reading:
     at: Any = loads(row["prompt"], "tree_not_json") if isinstance(row["prompt"], str) else row["prompt"]
     if not isinstance(at, dict):
         raise Unconvertible("tree_not_json", str(at)[:200])
-    path = [at]
-    while replies := [
-        r for r in at.get("replies") or () if not r.get("deleted") and r.get("review_result") is not False
-    ]:
-        at = min(replies, key=_rank)
-        path.append(at)
-    while path and not _answers(path[-1]):
-        path.pop()
+    path = _best_path(at, lambda message: [r for r in message.get("replies") or () if _is_usable(r)])
     if not path:
         raise Unconvertible("no_reply", "no assistant message answers the prompt")
     return open_assistant({"path": [{"role": m.get("role"), "text": m.get("text")} for m in path]})

@@ -12,7 +12,7 @@ from tasks.quality.mending import CHANGES, mended
 from tasks.quality.near import TWINS, Prefixes, counted_twins, near_duplicates, near_twins
 from tasks.quality.profile import Profile, main_kind, profile_of
 from tasks.quality.rules import BY_NAME, NIGHT_RULES, RULES, Rule
-from tasks.quality.telling import changed_rows, compared_with, markdown, refusal
+from tasks.quality.telling import changed_rows, compared_with, markdown, refusal, trained_turns
 from tasks.quality.words import WordFile, Words, turn_words, word_hashes
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "row_flags",
     "said",
     "settle",
+    "trained_turns",
     "turn_words",
     "word_hashes",
 ]

@@ -49,6 +49,7 @@ def markdown(gated: Conversations, change: Change, pages: Path) -> str:
         lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
     if gated.changed:
         lines += ["", f"Changed as the recipe asks: {changed_rows(gated)} (`{pages / 'changed.parquet'}`)."]
+    lines += ["", trained_turns(gated)]
     lines += ["", compared_with(change)]
     lines += ["", f"Pages: `{pages / 'docs' / 'index.html'}`"]
     return "\n".join(lines)
@@ -57,6 +58,17 @@ def markdown(gated: Conversations, change: Change, pages: Path) -> str:
 def changed_rows(gated: Conversations) -> str:
     """How many rows were changed, and how."""
     return ", ".join(f"{what} {rows} row{'s' if rows != 1 else ''}" for what, rows in gated.changed.items())
+
+
+def trained_turns(gated: Conversations) -> str:
+    """How many of the assistant's turns are trained, and the way to train the others."""
+    share = f"{gated.trained_answers:,} of {gated.answers:,} assistant turns are trained"
+    if gated.trained_answers == gated.answers:
+        return f"{share}."
+    return (
+        f"{share}: the chat template writes the others otherwise than inference asks for them. A template that keeps "
+        "earlier turns trains them (deployments/recipes/qwen3-hybrid.jinja for Qwen3, in base.chat_template_file)."
+    )
 
 
 def compared_with(change: Change) -> str:

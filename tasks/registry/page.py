@@ -12,7 +12,7 @@ import polars as pl
 from tasks.conversations import Conversations
 from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
-from tasks.quality import Change, changed_rows, compared_with
+from tasks.quality import Change, changed_rows, compared_with, trained_turns
 from tasks.recipe import Recipe
 from tasks.registry import plots
 from tasks.registry.card import score_table
@@ -242,7 +242,8 @@ def _mixture(mixture: TokenisedMixture) -> str:
 def _conserved(entry: Conversations) -> str:
     aside = sum(entry.set_aside.values())
     changed = f" ({changed_rows(entry)})" if entry.changed else ""
-    return f"{entry.source}: {entry.rows_in} rows in, {entry.rows_out} out{changed}, {aside} set aside."
+    rows = f"{entry.rows_in} rows in, {entry.rows_out} out{changed}, {aside} set aside"
+    return f"{entry.source}: {rows}. {trained_turns(entry)}"
 
 
 def _web(uri: str, revision: str) -> str | None:

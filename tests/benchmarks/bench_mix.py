@@ -107,7 +107,7 @@ def make_source(store: Store, name: str, kind: Kind, rows: int, seed: int) -> Co
         write_conversations(work, batches())
         return {
             "source": name, "snapshot": "0" * 64, "row_kind": kind, "format": "native", "passed": True, "findings": (),
-            "rows_in": rows, "rows_out": rows, "set_aside": {}, **counted,
+            "rows_in": rows, "rows_out": rows, "set_aside": {}, "answers": rows, "trained_answers": rows, **counted,
         }  # fmt: skip
 
     return store.make(Conversations, {"source": name, "rows": rows, "seed": seed, "tokenizer": "t" * 64}, build)[0]

@@ -101,6 +101,8 @@ def gated(store: Store) -> Callable[..., Conversations]:
                 "format": "native",
                 "passed": passed,
                 "findings": (),
+                "answers": 0,
+                "trained_answers": 0,
                 "tokens": sum(p + a for p, a in lengths),
                 "supervised_tokens": sum(a for _, a in lengths),
                 "rows_in": len(rows),

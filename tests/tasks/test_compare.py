@@ -50,6 +50,7 @@ def gated(
         (work / "profile.json").write_text(profile_of(kept, columns, "t").model_dump_json())
         counts = {"rows_in": n, "rows_out": n, "set_aside": {}, "tokens": 1, "supervised_tokens": 1}
         said = {"source": source, "snapshot": "0" * 64, "row_kind": "chat", "format": "openai", "passed": True}
+        said |= {"answers": n, "trained_answers": n}
         return {**said, **counts, "findings": ()}
 
     inputs = {"n": n, "seed": seed, "longer": longer, "columns": columns, "source": source, "shows": shows}

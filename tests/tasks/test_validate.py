@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,33 @@ def test_bad_rows_go_to_quarantine_with_every_reason_and_the_rest_is_tokenised(
     told = markdown(gated, change, folder)
     assert "| placeholder | warning | 1 | 2.5% |  | row 7, user: What comes after 7? {{name}}" in told
     assert "No earlier night to compare with." in told
+
+
+# Asks for an answer after an empty thinking block, and leaves it out of every answer but the last, as Qwen3 does.
+REWRITES = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
+{%- if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
+{%- if not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
+
+
+def test_how_many_answers_are_trained_is_said_with_the_way_to_train_the_others(
+    tmp_path: Path, base: BaseSnapshot, store: Store
+) -> None:
+    rows = [{"messages": [*one["messages"], *other["messages"]]} for one, other in pairwise(chats(20))]
+    source = source_of(tmp_path, rows)
+    told = {}
+    for name, template in (("kept", None), ("rewritten", REWRITES)):
+        asked = recipe([source.model_dump()])
+        if template:
+            asked = asked.model_copy(update={"base": asked.base.model_copy(update={"chat_template": template})})
+        gated, change = look(asked, source, fetch(source, store), base, store)
+        told[name] = (gated.answers, gated.trained_answers, markdown(gated, change, store.folder(gated)))
+    assert told["kept"][:2] == (38, 38)
+    assert "38 of 38 assistant turns are trained." in told["kept"][2]
+    assert told["rewritten"][:2] == (38, 19)
+    assert "19 of 38 assistant turns are trained: " in told["rewritten"][2]
+    assert "deployments/recipes/qwen3-hybrid.jinja" in told["rewritten"][2]
 
 
 def test_pages_tell_the_rules_and_fetch_nothing(tmp_path: Path, base: BaseSnapshot, store: Store) -> None:

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from tasks.conversations import CONVERSATION, convert, detect, formats
 from tasks.errors import BadInput
+from tasks.sources.columns import Columns, frame, observe
 
 Turn = tuple[str, str, str | None, list[tuple[str, str]] | None]
 
 
 def raw(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, infer_schema_length=None).with_columns(source_row=pl.int_range(pl.len(), dtype=pl.Int64))
+    columns: Columns = {}
+    observe(columns, rows)
+    return frame(columns, rows).with_columns(source_row=pl.int_range(pl.len(), dtype=pl.Int64))
 
 
 def read(rows: list[dict[str, Any]], **options: Any) -> tuple[pl.DataFrame, pl.DataFrame]:

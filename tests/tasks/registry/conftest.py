@@ -221,6 +221,8 @@ def make_world(
                 "format": "openai",
                 "passed": True,
                 "findings": (finding,),
+                "answers": 38,
+                "trained_answers": 38,
                 "tokens": 4000,
                 "supervised_tokens": 1000,
                 "rows_in": 40,
