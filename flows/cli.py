@@ -112,6 +112,7 @@ def check(
     model: Annotated[str, typer.Option(help="Base model, by URI or as a recipe names it.")] = "demo",
     query: Annotated[str | None, typer.Option(help="One SELECT, for a postgresql:// source.")] = None,
     cursor: Annotated[list[str] | None, typer.Option(help="Its columns that are unique together and grow.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="A field of ours and its column: question=Frage.")] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> Any:
@@ -146,6 +147,7 @@ def check(
             format=format,
             query=query,
             cursor=cursor or (),
+            columns=_columns(column or []),
             quality=loaded.quality,
         )
         found = [(gated, None)]
@@ -167,6 +169,18 @@ def check(
     ]
     passed = all(gated.passed and (change is None or change.passed) for gated, change in found)
     return {"sources": told, "exit_code": 0 if passed else 1}, say
+
+
+def _columns(given: list[str]) -> dict[str, str] | None:
+    from tasks.errors import BadInput
+
+    named = {}
+    for text in given:
+        field, equals, name = text.partition("=")
+        if not (field and equals and name):
+            raise BadInput("--column", text, "is not FIELD=COLUMN", "Write it as --column question=Frage.")
+        named[field] = name
+    return named or None
 
 
 @app.command()

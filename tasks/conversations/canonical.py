@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from json import encoder as json_encoder
 from typing import Any
@@ -96,12 +96,12 @@ def calls_of(value: Any) -> list[tuple[str, str]]:
     for call in value if isinstance(value, list) else [value]:
         if isinstance(call, str):
             call = loads(call, "call_not_json")
-        if not isinstance(call, Mapping):
+        if not isinstance(call, dict):
             raise Unconvertible("call_not_json", f"a call is no object: {str(call)[:200]}")
         inner = call.get("function")
         if isinstance(inner, str) and inner.lstrip().startswith("{"):
             inner = loads(inner, "call_not_json")
-        call = inner if isinstance(inner, Mapping) else call
+        call = inner if isinstance(inner, dict) else call
         arguments: Any = next(
             (call[key] for key in ("arguments", "parameters", "input") if call.get(key) is not None), {}
         )

@@ -84,7 +84,8 @@ def detect(raw: pl.DataFrame) -> str:
     else:
         known_columns = "; ".join(f"{known.name}: {', '.join(known.required)}" for known in FORMATS.values())
         problem = "fits no format"
-        way_out = f"Name one in `format`, or map the fields of one in `columns`. Formats need {known_columns}."
+        way_out = "Name one in `format`, or map the fields of one in `columns` (--column of the command). "
+        way_out += f"Formats need {known_columns}."
     columns = [name for name in raw.columns if name != "source_row"]
     raise _unfit("columns", columns, problem, raw, way_out)
 
@@ -175,4 +176,4 @@ def _unfit(field: str, value: object, problem: str, raw: pl.DataFrame, way_out: 
         for row in raw.head(3).to_dicts()
     )
     columns = ", ".join(f"{name} ({dtype})" for name, dtype in raw.schema.items() if name != "source_row")
-    return BadInput(field, value, f"{problem}. Columns: {columns}. First rows:\n{rows or '  (none)'}\n", way_out)
+    return BadInput(field, value, problem, f"{way_out}\nColumns: {columns}. First rows:\n{rows or '  (none)'}")

@@ -193,6 +193,14 @@ _FORMATS = (
         _says("chat", r"(^|\n)\s*USER:"),
     ),
     Format(
+        "glaive_v1",
+        "sample with system, functions and the turns of glaive in one text (glaive v1)",
+        ("sample",),
+        (),
+        tool_formats.glaive_v1,
+        _says("sample", r"(^|\n)\s*USER:.*\n\s*ASSISTANT:"),
+    ),
+    Format(
         "xlam",
         "query, tools and answers (calls) as JSON text",
         ("query", "tools", "answers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from tasks.conversations.canonical import Unconvertible, calls_of, canonical_tools, loads
@@ -85,11 +86,8 @@ def _tagged(messages: list[tuple[str, str]], tools: Any) -> Reading:
     declared = canonical_tools(tools)
     for role, text in messages:
         if role == "system":
-            found = _DECLARED.search(text)
-            # "<tools> </tools>" is also how the boilerplate names the tag.
-            blocks = [block for block in _DECLARED.findall(text) if block.startswith(("{", "["))]
-            declared = declared or (_tools_of_block(blocks[0]) if blocks else None)
-            text = _without_boilerplate(text) if found else text
+            tools, text = _system_of(text)
+            declared = declared or tools
             if text.strip():
                 turns.append(Turn("system", text))
         elif role == "assistant":
@@ -99,6 +97,15 @@ def _tagged(messages: list[tuple[str, str]], tools: Any) -> Reading:
         else:
             turns.append(Turn(role, text))
     return Reading(joined(turns), declared)
+
+
+@lru_cache(maxsize=4096)  # many rows have one system prompt
+def _system_of(text: str) -> tuple[str | None, str]:
+    """The tools that a system prompt declares, and what else it says."""
+    # "<tools> </tools>" is also how the boilerplate names the tag.
+    blocks = [block for block in _DECLARED.findall(text) if block.startswith(("{", "["))]
+    declared = _tools_of_block(blocks[0]) if blocks else None
+    return declared, _without_boilerplate(text) if _DECLARED.search(text) else text
 
 
 def _tools_of_block(block: str) -> str | None:

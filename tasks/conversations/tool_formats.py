@@ -6,10 +6,21 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from tasks.conversations.canonical import Unconvertible, calls_of, canonical_call, canonical_tools, loads
-from tasks.conversations.turns import Reading, Turn, assistant, joined, messages_of, required_text, role_of, text_of
+from tasks.conversations.turns import (
+    Reading,
+    Turn,
+    assistant,
+    joined,
+    lenient,
+    messages_of,
+    required_text,
+    role_of,
+    text_of,
+)
 
 Row = Mapping[str, Any]
 
@@ -30,11 +41,20 @@ def xlam(row: Row) -> Reading:
 
 def glaive(row: Row) -> Reading:
     """system with the functions after its text, chat as USER:, ASSISTANT: and FUNCTION RESPONSE: turns."""
-    system = required_text(row, "system").removeprefix("SYSTEM:").strip()
-    start = system.find("{")
-    tools = _concatenated(system[start:]) if start >= 0 else []
+    return _glaive(required_text(row, "system"), required_text(row, "chat"))
+
+
+def glaive_v1(row: Row) -> Reading:
+    """sample with system, functions and turns in one text."""
+    system, user, turns = required_text(row, "sample").partition("USER:")
+    return _glaive(system, user + turns)
+
+
+def _glaive(system: str, chat: str) -> Reading:
+    system = system.strip().removeprefix("SYSTEM:").strip()
+    tools = _glaive_tools(system)
     turns = [Turn("system", system)] if system and not tools else []
-    before, *pieces = _GLAIVE_TURN.split("\n" + required_text(row, "chat"))
+    before, *pieces = _GLAIVE_TURN.split("\n" + chat)
     if before.strip() or not pieces:
         raise Unconvertible("not_glaive", before.strip()[:200] or "no turns")
     for speaker, text in zip(pieces[::2], pieces[1::2], strict=True):
@@ -44,14 +64,20 @@ def glaive(row: Row) -> Reading:
             continue
         said, *calls = text.split("<functioncall>")
         turns.append(assistant(said, calls=[_glaive_call(call.strip()) for call in calls]))
-    return Reading(joined(turns), canonical_tools(tools))
+    return Reading(joined(turns), tools)
+
+
+@lru_cache(maxsize=4096)  # many rows have the same functions
+def _glaive_tools(system: str) -> str | None:
+    start = system.find("{")
+    return canonical_tools(_concatenated(system[start:])) if start >= 0 else None
 
 
 def _glaive_call(text: str) -> tuple[str, str]:
     """`{"name": "f", "arguments": '{"a": 1}'}`: JSON but for the quotes around the arguments."""
     quoted = _GLAIVE_ARGUMENTS.search(text)
     if not quoted:
-        return calls_of(text)[0]
+        return calls_of(lenient(text))[0]
     head = loads(text[: quoted.start()].rstrip().rstrip(",") + "}", "call_not_json")
     return canonical_call(head.get("name"), quoted[1].replace("\\'", "'"))
 
@@ -72,7 +98,7 @@ def _concatenated(text: str) -> list[Any]:
 def toolace(row: Row) -> Reading:
     """system with a list of functions, conversations in which calls stand as `[name(key=value), ...]`."""
     system = required_text(row, "system")
-    tools = canonical_tools(_listed_tools(system))
+    tools = _toolace_tools(system)
     turns: list[Turn] = []
     for message in messages_of(row["conversations"]):
         role, text = role_of(message.get("from")), text_of(message.get("value"), "value").strip()
@@ -84,6 +110,11 @@ def toolace(row: Row) -> Reading:
         else:
             turns.append(Turn(role, text))
     return Reading(joined(turns), tools)
+
+
+@lru_cache(maxsize=4096)
+def _toolace_tools(system: str) -> str | None:
+    return canonical_tools(_listed_tools(system))
 
 
 def _listed_tools(system: str) -> Any:

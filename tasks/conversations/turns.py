@@ -84,7 +84,8 @@ def messages_of(value: Any) -> list[Mapping[str, Any]]:
         raise Unconvertible("no_messages", str(value)[:200])
     messages = [loads(message, "messages_not_list") if isinstance(message, str) else message for message in value]
     for message in messages:
-        if not isinstance(message, Mapping):
+        # What is read from JSON and tables is a dict; asking whether it is a Mapping costs far more.
+        if not isinstance(message, dict):
             raise Unconvertible("messages_not_list", f"a message is no object: {str(message)[:200]}")
     return messages
 
@@ -117,15 +118,15 @@ def assistant(content: str, thinking: str | None = None, calls: Iterable[tuple[s
 def assistant_with_tags(content: str, thinking: str | None = None) -> Turn:
     """An assistant turn whose calls stand as `<tool_call>` blocks in its text."""
     turn = assistant(content, thinking)
-    calls = [call for body in _CALLS.findall(turn.content) for call in calls_of(_lenient(body))]
+    calls = [call for body in _CALLS.findall(turn.content) for call in calls_of(lenient(body))]
     rest = _CALLS.sub("", turn.content).strip()
     if CALL in rest or CALL_END in rest:
         raise Unconvertible("call_not_closed", rest[:200])
     return turn._replace(content=rest, calls=tuple(calls) or None)
 
 
-def _lenient(body: str) -> Any:
-    """A call's JSON, or the Python literal that early Hermes data writes in its place."""
+def lenient(body: str) -> Any:
+    """A call's JSON, or the Python literal that early data writes in its place."""
     try:
         return loads(body, "call_not_json")
     except Unconvertible:

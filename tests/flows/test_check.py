@@ -62,7 +62,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "numbers.jsonl": (b"1\n2\n", r"numbers\.jsonl:1: '1' is not a JSON object"),
     "nul.jsonl": (GOOD + b"\0\0\n", r"nul\.jsonl:41: .* is not JSON"),
     "deep.json": (b"[" * 100_000, r"deep\.json:1: .* is not a JSON object"),
-    "other.jsonl": (b'{"a": 1}\n', r"fits no format\. Columns: a \(Int64\)"),
+    "other.jsonl": (b'{"a": 1}\n', r"fits no format\..*\nColumns: a \(Int64\)"),
     "notes.txt": (GOOD, r"notes\.txt, which is no data file"),
     "long.jsonl": (GOOD + b'{"messages": "' + b"x" * 100_000_000, r"long\.jsonl:41: .{0,120} is not JSON"),
 }
@@ -121,6 +121,19 @@ def test_rows_that_cannot_be_read_are_set_aside_with_a_reason(check: Check, tmp_
     (found,) = [finding for finding in source["findings"] if finding["rule"] == "unconvertible"]
     assert found["rows"] + sum(source["set_aside"].get(rule, 0) for rule in ("turn_order", "ends_on_assistant")) >= 3
     assert found["row"] >= 40
+
+
+def test_columns_are_mapped_on_the_command_line(check: Check, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines([{"Frage": f"What comes after {n}?", "Antwort": f"{n + 1} does."} for n in range(20)]))
+    told = check(file)
+    assert told.exit_code == 2
+    assert "--column" in told.output
+    assert "Frage: 'What comes after 2?'" in told.output
+    done = check(file, "--column", "question=Frage", "--column", "answer=Antwort")
+    assert done.exit_code == 0, done.output
+    assert "read as question_answer" in done.stdout
+    assert "is not FIELD=COLUMN" in check(file, "--column", "question").output
 
 
 def test_a_line_of_100_mb_is_a_row_like_any_other(check: Check, tmp_path: Path) -> None:

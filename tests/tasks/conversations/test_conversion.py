@@ -289,7 +289,15 @@ def test_a_format_is_detected_and_read(example: str) -> None:
 
 def test_every_format_that_can_be_detected_has_an_example() -> None:
     detected = {detect(raw([row])) for row, _, _ in EXAMPLES.values()}
-    elsewhere = {"alpaca_system", "gsm8k_direct", "open_assistant", "open_assistant_all", "request_log", "litellm_log"}
+    elsewhere = {
+        "glaive_v1",
+        "alpaca_system",
+        "gsm8k_direct",
+        "open_assistant",
+        "open_assistant_all",
+        "request_log",
+        "litellm_log",
+    }
     assert detected | elsewhere == set(formats())
 
 
