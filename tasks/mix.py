@@ -48,11 +48,13 @@ ABOVE_SHARE = "above share"
 ASIDE = pl.Schema({"row": pl.UInt32, "twin": pl.UInt32, "reason": pl.String, "detail": pl.String, "shown": pl.Boolean})
 
 
-def mix(recipe: Recipe, conversations: Sequence[Conversations], store: Store) -> TokenisedMixture:
+def mix(
+    recipe: Recipe, conversations: Sequence[Conversations], store: Store, history: Path | None = None
+) -> TokenisedMixture:
     """Splits of a recipe's gated sources, made unless the store has them.
 
     `conversations`: one for each source of the recipe, in any order; the recipe's order ranks them, and of
-    twins the better-ranked source keeps its copy.
+    twins the better-ranked source keeps its copy. `history`: folder of the pages of all nights; null: the home's.
 
     Raises BadInput when a source has nothing left or a share cannot be reached, Refused for a source that did
     not pass the data gate, WorldFailed when the store's files are damaged or cannot be written.
@@ -65,7 +67,8 @@ def mix(recipe: Recipe, conversations: Sequence[Conversations], store: Store) ->
         "chat_template": digest(recipe.base.chat_template),
         "tokenizer": _one_of(ranked, "tokenizer"),
     }
-    manifest, _ = store.make(TokenisedMixture, inputs, lambda work: {**carried, **_build(recipe, folders, work)})
+    history = history or home() / "expectations"
+    manifest, _ = store.make(TokenisedMixture, inputs, lambda work: carried | _build(recipe, folders, work, history))
     return manifest
 
 
@@ -91,7 +94,7 @@ def mixture_inputs(recipe: Recipe, conversations: Sequence[Conversations]) -> di
     }
 
 
-def _build(recipe: Recipe, folders: Mapping[str, Path], work: Path) -> dict[str, Any]:
+def _build(recipe: Recipe, folders: Mapping[str, Path], work: Path, history: Path) -> dict[str, Any]:
     settings = recipe.mixture
     scratch = work / "words"
     scratch.mkdir()
@@ -121,7 +124,7 @@ def _build(recipe: Recipe, folders: Mapping[str, Path], work: Path) -> dict[str,
     leaked = leaks(work, index, settings.near_duplicates)
     aside = _told(pl.concat([repeated, astray, given_away, above]), index)
     shutil.rmtree(scratch)
-    _check(recipe, chosen, parts, leaked, work / "docs")
+    _check(recipe, chosen, parts, leaked, work / "docs", history)
 
     set_aside = aside.join(index.rows.select("row", "row_id", "source"), on="row").sort("row")
     set_aside.select("row_id", "source", "reason", "detail").write_parquet(
@@ -144,7 +147,12 @@ def _build(recipe: Recipe, folders: Mapping[str, Path], work: Path) -> dict[str,
 
 
 def _check(
-    recipe: Recipe, chosen: pl.DataFrame, parts: Mapping[str, SharePart], leaked: pl.DataFrame, docs: Path
+    recipe: Recipe,
+    chosen: pl.DataFrame,
+    parts: Mapping[str, SharePart],
+    leaked: pl.DataFrame,
+    docs: Path,
+    history: Path,
 ) -> None:
     """Great Expectations on what was written, with its pages in `docs`; raises Refused where it says no."""
     from expectations import PAGES, CheckFailed, Table, check, mixture
@@ -168,7 +176,6 @@ def _check(
     shares = mixture.shares(f"{name}-shares", tolerance=TOLERANCE, measure=settings.measure)
     off = reached.with_columns(off=(pl.col("reached") - pl.col("asked")).abs())
     tables = [Table(rows.to_pandas(), suite), Table(off.to_pandas(), shares)]
-    history = home() / "expectations"
     try:
         outcomes = check(tables, history=history, night=name, pages=docs)
     except CheckFailed as error:

@@ -93,7 +93,7 @@ def _reproduce(record: Record, store: Store, fresh: Store, with_training: bool) 
         outcome.append(_gate(recorded[source.name], passed))
         gated.append(passed)
     try:
-        mixture = mix(record.recipe, gated, fresh)
+        mixture = mix(record.recipe, gated, fresh, fresh.root / "pages")
     except NightowlError as error:
         outcome += [_not_made(f"split {name}", str(error)) for name in record.mixture.splits]
         return Reproduction(circumstances=tuple(circumstances), outcome=tuple(outcome))

@@ -60,7 +60,7 @@ def record_of(recipe: Recipe, store: Store, trained: bool = False) -> Record:
     """The record of a night; the adapter's manifest is all that is looked at where nothing is trained."""
     base = fetch_base(recipe.base, store)
     snapshots = {source.name: fetch(source, store) for source in recipe.sources}
-    gated = [validate(recipe, source, snapshots[source.name], base, store) for source in recipe.sources]
+    gated = [validate(recipe, source, snapshots[source.name], base, store)[0] for source in recipe.sources]
     mixture = mix(recipe, gated, store)
     if trained:
         adapter = train(recipe, mixture, base, store)
