@@ -59,10 +59,10 @@ def test_adapters_are_switched_and_the_base_stays_what_it_was(
     assert not torch.equal(seen["one"], seen["two"])
     # As the 4-bit kernels compute it, for the base and with an adapter.
     plain = four_bit(tiny_base, network.model.dtype)
-    assert distance(seen[None], logits(plain, ids)) < 0.02
+    assert distance(seen[None], logits(plain, ids)) < 0.05
     assert type(plain.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
     adapted = PeftModel.from_pretrained(plain, tiny_adapters["one"], autocast_adapter_dtype=False)
-    assert distance(seen["one"], logits(adapted, ids)) < 0.02
+    assert distance(seen["one"], logits(adapted, ids)) < 0.05
     assert distance(seen["one"], seen["two"]) > 0.1
 
 
