@@ -74,6 +74,7 @@ def _finished(deployment: str, parameters: dict[str, Any], key: str) -> FlowRun:
     """The run of a deployment under a key, when it has ended."""
     heard = time.monotonic()
     while True:
+        asked = time.monotonic()
         try:
             run: Any = run_deployment(
                 deployment, parameters=parameters, timeout=None, poll_interval=2, idempotency_key=key
@@ -83,6 +84,8 @@ def _finished(deployment: str, parameters: dict[str, Any], key: str) -> FlowRun:
             way_out = "`nightowl up` and `nightowl deploy` deploy it; placement: here needs no deployment."
             raise BadInput("placement", "pools", f"needs the deployment {deployment}", way_out) from error
         except httpx.TransportError as error:
+            if time.monotonic() - asked > SILENCE_SECONDS:
+                heard = time.monotonic()  # A call that waited so long was answered as long as it waited.
             if time.monotonic() - heard > SILENCE_SECONDS:
                 raise WorldFailed("Prefect", f"does not answer ({error})", "What is finished is kept.") from error
             time.sleep(2)
