@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,8 @@ NIGHT_SECONDS = 600
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
+def page(chromium: str) -> Iterator[Any]:
     """A page in Chromium; nothing it loads comes from outside this machine."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed (Debian: apt install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -12,32 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.recipe import PRESETS
 from tasks.sources.postgresql import Query
 from tasks.sources.s3 import Bucket
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of a base model as far as data needs one: a tokenizer of bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("base")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL
-    )
-    tokenizer.chat_template = (PRESETS / "chatml-hybrid.jinja").read_text(encoding="utf-8")
-    tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return f"file://{folder}"
+@pytest.fixture
+def base(byte_model: Path) -> str:
+    """The URI of a base model as far as data needs one."""
+    return f"file://{byte_model}"
 
 
 def nightowl(*arguments: str) -> dict[str, Any]:
