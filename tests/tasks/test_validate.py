@@ -174,7 +174,7 @@ def test_a_refusal_is_stored_and_repeated(tmp_path: Path, base: BaseSnapshot, st
     for row in rows[9:11]:
         row["messages"][1]["content"] = ""
     source = source_of(tmp_path, rows)
-    before = len(store.all(Conversations))
+    before = {entry.address for entry in store.all(Conversations)}
     with pytest.raises(Refused) as first:
         gate(source, base, store)
     text = str(first.value)
@@ -184,16 +184,14 @@ def test_a_refusal_is_stored_and_repeated(tmp_path: Path, base: BaseSnapshot, st
     assert "empty_answer: 2 rows" in text
     assert "I'm sorry" in text
     assert "docs/index.html" in text
-    stored = store.all(Conversations)
-    assert len(stored) == before + 1
-    refused = stored[-1]
+    (refused,) = [entry for entry in store.all(Conversations) if entry.address not in before]
     assert not refused.passed
     assert (store.folder(refused) / "docs" / "index.html").exists()
     assert pl.read_parquet(store.folder(refused) / "quarantine.parquet").height == 11
     with pytest.raises(Refused) as again:
         gate(source, base, store)
     assert str(again.value) == text
-    assert len(store.all(Conversations)) == before + 1
+    assert len(store.all(Conversations)) == len(before) + 1
 
 
 def test_the_recipe_decides_how_much_may_be_set_aside_and_what_is_ignored(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,8 +103,9 @@ def test_a_night_of_evaluation(
     # The process is killed in the middle of the second suite: an error, nothing half-made, and what was done is kept.
     def kill(what: str, done: int, total: int) -> None:
         if what.endswith("chat_format") and done == 12:
-            (child,) = psutil.Process().children()
-            os.kill(child.pid, signal.SIGKILL)
+            # Other tests' processes may be children of this one as well.
+            (child,) = [one for one in psutil.Process().children() if "tasks.evaluation.models_process" in one.cmdline()]
+            child.kill()
 
     with pytest.raises(WorldFailed, match="killed by SIGKILL"):
         evaluate(recipe, mixture, base, [champion], store, kill)

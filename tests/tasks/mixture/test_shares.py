@@ -57,7 +57,9 @@ def test_shares_are_within_one_percent_and_rows_within_bounds_or_it_says_so(
     rows = sum(part.rows for part in parts.values())
     assert rows <= (most_rows or rows)
     if limit == "mixture.rows":
-        assert rows > most_rows - 2 * len(weights)  # type: ignore[operator]
+        # Few rows are too coarse for most sizes, and then a smaller one that fits is taken.
+        assert most_rows is not None
+        assert rows > 0.9 * most_rows or most_rows < 150
     elif limit:
         assert parts[limit].rows == len(supervised[limit])
 

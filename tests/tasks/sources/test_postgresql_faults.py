@@ -50,16 +50,17 @@ def rows(store: Store, snapshot: Snapshot) -> pl.DataFrame:
     return pl.concat(batch.frame() for batch in read_batches(store.folder(snapshot), snapshot))
 
 
-def test_a_killed_process_is_gone_on_with(log: Any, store: Store, proxy: Any, in_a_process: Any) -> None:
+def test_a_killed_process_is_gone_on_with(
+    log: Any, store: Store, proxy: Any, in_a_process: Any, wait_until: Any
+) -> None:
     between = proxy(log.server.port)
     between.fail("stall", 600_000)
     own = source(log, between.port)
     child = in_a_process(own, store.root, SMALL)
     assert between.stalled.wait(60)
+    wait_until(lambda: list(store.root.glob("work/stream-*/*.jsonl")), "a page on the disk")
     child.kill()
     child.wait()
-    saved = list(store.root.glob("work/stream-*/*.jsonl"))
-    assert saved
     assert store.all(Snapshot) == []
     before = between.sent
     snapshot = fetch(own, store)
