@@ -104,8 +104,8 @@ def test_a_night_of_evaluation(
     def kill(what: str, done: int, total: int) -> None:
         if what.endswith("chat_format") and done == 12:
             # Other tests' processes may be children of this one as well.
-            (child,) = [one for one in psutil.Process().children() if "tasks.evaluation.models_process" in one.cmdline()]
-            child.kill()
+            own = (one for one in psutil.Process().children() if "tasks.evaluation.models_process" in one.cmdline())
+            next(own).kill()
 
     with pytest.raises(WorldFailed, match="killed by SIGKILL"):
         evaluate(recipe, mixture, base, [champion], store, kill)

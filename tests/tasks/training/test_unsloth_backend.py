@@ -46,7 +46,7 @@ def test_an_adapter_survives_kills_and_a_preemption_unchanged(
     # An undisturbed night.
     assert adapter.address == Store.address(Adapter, adapter_inputs(night, mixture, base))
     assert [p.step for p in seen] == [1, 2, 3, 4, 5, 6]
-    # Every step is on other rows, so the losses of a random model don't fall one by one; B begins at zero and is trained.
+    # Every step is on other rows, so a random model's losses need not fall; B begins at zero and is trained.
     trained = load_file(store.folder(adapter) / WEIGHTS)
     assert all(matrix.any() for name, matrix in trained.items() if "lora_B" in name)
     assert adapter.steps == 6
