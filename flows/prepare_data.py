@@ -14,6 +14,7 @@ from flows.screen import log, timed
 from tasks.compare import remember
 from tasks.conversations import Conversations
 from tasks.errors import Refused
+from tasks.evaluate import check_sets
 from tasks.fetch import fetch, fetch_base
 from tasks.mix import mix
 from tasks.mixture import TokenisedMixture
@@ -118,6 +119,8 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
             stage.made(mixture)
             for form in ("png", "svg", "html"):
                 stage.artifact(store.folder(mixture) / f"composition.{form}")
+            # A set that cannot be measured on ends the night before anything is trained.
+            stage.artifact(store.folder(check_sets(recipe, mixture, store)) / "docs", "data-gate/evaluation")
             show_data(recipe, snapshots, conversations, mixture, stage)
     return Data(
         base=base, snapshots=snapshots, conversations=conversations, changes=since, mixture=mixture, seconds=seconds

@@ -16,9 +16,11 @@ from typing import Any
 
 import polars as pl
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, WorldFailed
 from tasks.evaluation import (
     METRICS,
+    NEEDS,
+    EvaluationSets,
     Job,
     ModelJob,
     Scores,
@@ -26,6 +28,7 @@ from tasks.evaluation import (
     SuiteJob,
     SuiteRun,
     SuiteScore,
+    flaws,
     items_digest,
     run,
     suite_items,
@@ -33,7 +36,7 @@ from tasks.evaluation import (
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Suite
 from tasks.sources import BaseSnapshot
-from tasks.store import Store, code_digest, digest
+from tasks.store import Store, code_digest, digest, home
 from tasks.training import Adapter
 
 _log = logging.getLogger(__name__)
@@ -67,12 +70,11 @@ def evaluate(
     """Scores by adapter address, None for the base itself.
 
     `on_progress` hears which model and suite is at work, and items done of all items. An adapter of
-    another base is evaluated on that base. Raises BadInput for a suite without items and for an adapter
-    whose base is not in the store, WorldFailed when the evaluation's process fails.
+    another base is evaluated on that base. Raises as `check_sets` does, BadInput for an adapter whose
+    base is not in the store, WorldFailed when the evaluation's process fails.
     """
-    test = store.folder(mixture) / "test.parquet"
-    turn = mixture.splits["test"].digest if recipe.evaluation.rotate else ""
-    items = {suite.name: suite_items(test, suite, turn) for suite in recipe.evaluation.suites}
+    items = _items(recipe, mixture, store)
+    _checked(recipe, items, store, home() / "expectations")
     by_address = {adapter.address: adapter for adapter in adapters}
     runs: list[Run] = [
         (address, suite.name, run_inputs(recipe, suite, items[suite.name], base, by_address.get(address or "")))
@@ -88,6 +90,73 @@ def evaluate(
         )
         _make(recipe, items, model_base, by_address, group, store, on_progress, {})
     return {address: _together(recipe, address, runs, store) for address in (None, *by_address)}
+
+
+def check_sets(recipe: Recipe, mixture: TokenisedMixture, store: Store, history: Path | None = None) -> EvaluationSets:
+    """The items of every suite through Great Expectations, unless these very items have been already.
+
+    `history`: folder of the pages of all nights; null: the home's. Raises BadInput for a suite without items and for
+    one whose items cannot be measured on, WorldFailed where Great Expectations could not decide.
+    """
+    return _checked(recipe, _items(recipe, mixture, store), store, history or home() / "expectations")
+
+
+def _items(recipe: Recipe, mixture: TokenisedMixture, store: Store) -> dict[str, SuiteItems]:
+    test = store.folder(mixture) / "test.parquet"
+    turn = mixture.splits["test"].digest if recipe.evaluation.rotate else ""
+    return {suite.name: suite_items(test, suite, turn) for suite in recipe.evaluation.suites}
+
+
+def _checked(recipe: Recipe, items: Mapping[str, SuiteItems], store: Store, history: Path) -> EvaluationSets:
+    suites = recipe.evaluation.suites
+    about = [
+        [suite.name, suite.measures, suite.kind, suite.data, suite.items, items_digest(items[suite.name].rows)]
+        for suite in suites
+    ]
+    code = code_digest(
+        "tasks/evaluate.py", "tasks/evaluation", "expectations", libraries=("polars", "great-expectations")
+    )
+
+    def build(work: Path) -> Mapping[str, Any]:
+        _look_through(recipe, items, work / "docs", history)
+        return {"items": {name: part.rows.height for name, part in items.items()}}
+
+    return store.make(EvaluationSets, {"recipe": recipe.name, "suites": about, "code": code}, build)[0]
+
+
+def _look_through(recipe: Recipe, items: Mapping[str, SuiteItems], docs: Path, history: Path) -> None:
+    from expectations import PAGES, CheckFailed, Table, check, evaluation
+
+    suites = {f"{recipe.name}-{suite.name}-items": suite for suite in recipe.evaluation.suites}
+    found = {table: flaws(items[suite.name].rows, suite.measures) for table, suite in suites.items()}
+    tables = [
+        Table(found[table].to_pandas(), evaluation.suite(table, most=suite.items, needs=NEEDS[suite.measures]))
+        for table, suite in suites.items()
+    ]
+    try:
+        outcomes = check(tables, history=history, night=f"{recipe.name}-evaluation", pages=docs)
+    except CheckFailed as error:
+        raise WorldFailed(
+            "the check of the evaluation sets",
+            f"could not decide ({error})",
+            "Nothing is known about them, so the night stops.",
+        ) from error
+    for outcome in sorted((one for one in outcomes if not one.success), key=lambda one: one.severity):
+        suite, flawed = suites[outcome.table], found[outcome.table]
+        example = ""
+        if outcome.column in flawed.columns and flawed.schema[outcome.column] == pl.Boolean:
+            example = (
+                f", {outcome.rows} of {flawed.height} do not, such as {flawed.filter(outcome.column)['row_id'][0]}"
+            )
+        told = f"{outcome.description.rpartition(' (')[0]}{example}"
+        if outcome.severity == "critical":
+            raise BadInput(
+                f"evaluation.suites.{suite.name}.{'data' if suite.data else 'kind'}",
+                suite.data or suite.kind,
+                f"cannot be measured on by {suite.measures}: {told}",
+                f"Correct those items, or change the suite's measure or its items. See {history / PAGES}.",
+            )
+        _log.warning("evaluation.suites.%s: %s", suite.name, told)
 
 
 def run_inputs(

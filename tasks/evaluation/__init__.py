@@ -3,15 +3,18 @@
 from tasks.evaluation.explanation import explain
 from tasks.evaluation.items import SuiteItems, items_digest, suite_items
 from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
-from tasks.evaluation.schema import Comparison, Reason, Scores, SuiteRun, SuiteScore, Verdict
+from tasks.evaluation.schema import Comparison, EvaluationSets, Reason, Scores, SuiteRun, SuiteScore, Verdict
+from tasks.evaluation.soundness import NEEDS, flaws
 from tasks.evaluation.suites import METRICS
 from tasks.evaluation.verdict import Items, amount, comparable, compare, decide, reasons
 from tasks.evaluation.year import Budget, Ledger, Spent, budget
 
 __all__ = [
     "METRICS",
+    "NEEDS",
     "Budget",
     "Comparison",
+    "EvaluationSets",
     "Items",
     "Job",
     "Ledger",
@@ -30,6 +33,7 @@ __all__ = [
     "compare",
     "decide",
     "explain",
+    "flaws",
     "items_digest",
     "reasons",
     "run",

@@ -31,6 +31,7 @@ ITEMS: dict[str, Any] = {name: CONVERSATION[name] for name in ("row_id", "messag
 }
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}  # of the leaderboard, in the words of JSON Schema
 Row = dict[str, Any]
+Convert = Callable[[Path, Sequence[Row], str], Iterator[Row | str]]
 
 
 def benchmark_items(place: str, field: str) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -63,11 +64,22 @@ def _file_rows(place: str, field: str) -> Iterator[Row | str]:
         rows = _read(file, field)
         for keys, convert in _FORMS:
             if rows and keys <= rows[0].keys():
-                yield from convert(file, rows, field)
+                yield from _converted(convert, file, rows, field)
                 break
         else:
             columns = ", ".join(sorted(rows[0])) if rows else "no rows"
             raise BadInput(field, str(file), f"is no benchmark that is known here ({columns})", _KNOWN)
+
+
+def _converted(convert: Convert, file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
+    done = 0
+    try:
+        for item in convert(file, rows, field):
+            yield item
+            done += 1
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"row {done + 1} is not like the first one ({type(error).__name__}: {error})"
+        raise BadInput(field, str(file), problem, "Correct or remove that row.") from error
 
 
 def _read(file: Path, field: str) -> list[Row]:
@@ -180,7 +192,7 @@ def _gym(place: str, field: str) -> Iterator[Row | str]:
         yield _item(entry["question"].strip(), str(entry["answer"]), None, {"gym": place, "index": index})
 
 
-_FORMS: tuple[tuple[set[str], Callable[[Path, Sequence[Row], str], Iterator[Row | str]]], ...] = (
+_FORMS: tuple[tuple[set[str], Convert], ...] = (
     ({"id", "question", "function"}, _leaderboard),
     ({"prompt", "instruction_id_list", "kwargs"}, _ifeval),
     ({"question", "A", "answer"}, _mmlu),

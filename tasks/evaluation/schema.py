@@ -31,6 +31,14 @@ class SuiteScore(BaseModel):
     not_run: dict[str, int] = {}
 
 
+class EvaluationSets(Manifest):
+    """The items of every suite, checked before they are used. Files: `docs/`, a page a suite. `items`: by suite."""
+
+    kind = "evaluation-sets"
+
+    items: dict[str, int]
+
+
 class SuiteRun(Manifest):
     """One model on one suite.
 
