@@ -219,7 +219,7 @@ def _gated(
         write_whole(work / "profile.json", looks.model_dump_json())
         found = _found(pile, sorted_out)
         name = f"{night}-{source.name}"
-        findings = decide(name, source.kind, found, rules, quality, work / "docs", history)
+        findings = decide(name, found, rules, quality, work / "docs", history)
         return {
             "source": source.name,
             "snapshot": snapshot.address,

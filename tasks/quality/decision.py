@@ -20,7 +20,7 @@ from tasks.quality.drift import Measure
 from tasks.quality.examples import shown
 from tasks.quality.judgement import required_share
 from tasks.quality.rules import ALL_ROWS, Rule
-from tasks.recipe import Kind, Quality
+from tasks.recipe import Quality
 from tasks.store import home
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class Found:
 
 def decide(
     name: str,
-    kind: Kind,
     found: Found,
     rules: Sequence[Rule],
     quality: Quality,
@@ -74,7 +73,6 @@ def decide(
     }
     flagged = found.flagged.select(
         "row_id",
-        pl.lit(kind).alias("kind"),
         pl.col("turns").cast(pl.Int64),
         pl.col("kept").cast(pl.Int8),
         *(rule.name for rule in rules),
@@ -88,7 +86,6 @@ def decide(
             flagged.to_pandas(),
             conversations.suite(
                 f"{name}-conversations",
-                kind=kind,
                 min_rows=quality.min_rows,
                 rules=[asked[rule.name] for rule in rules],
             ),

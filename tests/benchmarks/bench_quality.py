@@ -80,7 +80,7 @@ def gx_seconds(found: pl.DataFrame) -> float:
     counts |= {"unconvertible": 0, "set_aside": int((~kept).sum())}
     whole = Found(rows, flags.with_columns(turns=pl.lit(2), kept=kept), counts)
     with tempfile.TemporaryDirectory() as folder:
-        asked: Any = ("chat", whole, rules, Quality(), Path(folder, "pages"), Path(folder, "history"))
+        asked: Any = (whole, rules, Quality(), Path(folder, "pages"), Path(folder, "history"))
         decide("warm", *asked)  # imports and the project folder, which a home has once
         return seconds(lambda: decide("bench", *asked))
 

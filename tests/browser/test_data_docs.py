@@ -28,7 +28,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         counts = {rule.name: int(flagged[rule.name].sum()) for rule in RULES}
         counts |= {"unconvertible": 0, "set_aside": broken}
         found = Found(rows, flagged, counts, {"placeholder": (0, "assistant: Dear {{customer}}, $v__0 <b>hello</b>.")})
-        decide(f"{night}-talk", "chat", found, RULES, Quality(), folder / night, folder / "history")
+        decide(f"{night}-talk", found, RULES, Quality(), folder / night, folder / "history")
     (folder / "drift.svg").write_text('<?xml version="1.0"?><svg viewBox="0 0 9 9"><rect width="9" height="9"/></svg>')
     measure = Measure(
         rule="rows_moved", statistic="rows", severity="critical", before="900", now="300", value=0.33, low=0.5

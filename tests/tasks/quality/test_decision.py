@@ -19,7 +19,7 @@ def test_a_rule_with_a_share_of_its_own_stops_the_night_whatever_the_recipe_allo
         aside = sum(first_reasons(reasons(flagged, RULES)).values())
         source_rows = pl.DataFrame({"source_row": range(n)}).with_columns(unconvertible=pl.lit(False), set_aside=~kept)
         found = Found(source_rows, flagged.with_columns(kept=kept), {**counts, "unconvertible": 0, "set_aside": aside})
-        decided = decide("try", "tool", found, RULES, Quality(max_set_aside=0.9), tmp_path / str(broken))
+        decided = decide("try", found, RULES, Quality(max_set_aside=0.9), tmp_path / str(broken))
         return {finding.rule: finding.stops for finding in decided}
 
     assert findings(5) == {"tools_malformed": False, "set_aside": False}
