@@ -33,6 +33,7 @@ from tasks.mixture import (
     leaks,
     other_side,
     overlaps,
+    something_left,
     split_of,
     write_page,
     write_splits,
@@ -111,10 +112,12 @@ def _build(recipe: Recipe, folders: Mapping[str, Path], work: Path, history: Pat
         prompts = Prefixes.of(index.asked, settings.near_duplicates, compared)
     astray = _astray(index, kept, prompts)
     kept = kept.join(astray, on="row", how="anti", maintain_order="left")
+    something_left(index.rows, kept, pl.concat([repeated, astray]))
     _holds_out(recipe, kept)
     given_away = _given_away(recipe, index, kept, prompts, benchmarks)
 
     train = kept.filter(split="train").join(given_away, on="row", how="anti").sort("take", "row_id")
+    something_left(index.rows, train, pl.concat([repeated, astray, given_away]))
     train, above, parts, limit = _shared(recipe, train)
     train = train.sort("order", "row_id", "repeat")
     # Held-out rows come in the order of their hash: the first n of them stay the first n as data grows.

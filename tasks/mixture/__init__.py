@@ -1,5 +1,6 @@
 """The mixture: which conversations go into which split, and in what shares."""
 
+from tasks.mixture.emptied import something_left
 from tasks.mixture.files import write_splits
 from tasks.mixture.index import EXCERPT, Index, excerpts, gather
 from tasks.mixture.last_look import leaks
@@ -26,6 +27,7 @@ __all__ = [
     "leaks",
     "other_side",
     "overlaps",
+    "something_left",
     "split_of",
     "write_page",
     "write_splits",

@@ -43,7 +43,7 @@ def asked_shares(
             raise BadInput(
                 f"sources.{name}",
                 size,
-                f"has no {_unit(mixture)} left in the training split after duplicates and held-out prompts",
+                f"has no {_unit(mixture)} in its rows of the training split",
                 "Give the source more rows, or remove it and raise the other shares.",
             )
     if mixture.method == "fixed":

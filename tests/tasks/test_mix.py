@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -220,11 +221,36 @@ def test_files_span_buckets_and_row_groups(
 def test_a_source_with_nothing_left_is_named(store: Store, gated: Made, varied: Made) -> None:
     rows = varied("one", 100)
     kinds = {"one": "chat", "two": "chat"}
-    with pytest.raises(BadInput, match=r"sources\.two.*nothing|sources\.two.*no supervised token"):
+    with pytest.raises(
+        BadInput, match=r"sources\.two: '10 rows' has none left to train on: 10 duplicate\. .*has the same"
+    ):
         mix(recipe({"one": 0.5, "two": 0.5}, kinds), [gated("one", rows), gated("two", rows[:10])], store)
     with pytest.raises(BadInput, match=r"sources\.two"):
         mix(recipe({"one": 0.5, "two": 0.5}, kinds), [gated("one", rows), gated("two", [])], store)
     assert not store.all(TokenisedMixture)
+
+
+def test_a_source_of_one_template_is_told_what_took_its_rows(
+    store: Store, gated: Made, varied: Made, conversation: Made
+) -> None:
+    begin = "Please answer the question below as well as you can, in one short sentence and without any further remark:"
+    alike = [conversation(f"{begin} {n}", f"{n}") for n in range(200)]
+    one = varied("one", 200, words=(60, 90))
+    near = []
+    for row in one[:40]:
+        asked, answer = (message["content"] for message in row["messages"])
+        near.append(conversation(asked.replace("question", "problem"), answer))
+    two, kinds = {"one": 0.5, "two": 0.5}, {"one": "chat", "two": "chat"}
+    sources = [gated("one", one), gated("two", alike)]
+    for given_sources, rows, says in (
+        (sources, 200, r"\d+ covers a held-out question, .* raise mixture\.contamination_overlap"),
+        ([sources[0], gated("two", near)], 40, r"40 near-duplicate\. .* raise mixture\.near_duplicates"),
+    ):
+        with pytest.raises(BadInput, match=rf"sources\.two: '{rows} rows' has none left to train on: {says}") as caught:
+            mix(recipe(two, kinds), given_sources, store)
+        assert sum(map(int, re.findall(r"(\d+) (?=near|covers|held)", str(caught.value)))) == rows
+    free = mix(recipe(two, kinds, contamination_ngram=None), sources, store)
+    assert free.shares["two"].rows > 0
 
 
 def test_a_share_out_of_reach_names_source_share_and_tokens(store: Store, gated: Made, conversation: Made) -> None:
