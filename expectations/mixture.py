@@ -2,8 +2,8 @@
 
 Columns of the splits' frame, one line a written row: `split`, `source`, `kind`, `tokens`, `supervised` and `repeat`
 (i64), `again` (bool: the row is elsewhere in the splits, under the same number of repetition) and `leak` (bool: a
-training row that has a twin which is held out). Columns of the shares' frame, one line a source: `source`, `asked`,
-`reached` (fractions) and `off` (how far they are apart).
+training row that has a twin which is held out, or a validation row that has one in the test split). Columns of the
+shares' frame, one line a source: `source`, `asked`, `reached` (fractions) and `off` (how far they are apart).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def suite(
                 column="leak",
                 value_set=[False],
                 severity="critical",
-                description="No training row has an exact or near twin in the test or validation split (critical).",
+                description="No training row has an exact or near twin in the test or validation split, and no "
+                "validation row one in the test split (critical).",
             ),
             gxe.ExpectColumnValuesToBeInSet(
                 column="again", value_set=[False], severity="critical", description="No row is in it twice (critical)."

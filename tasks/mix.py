@@ -38,7 +38,7 @@ from tasks.mixture import (
     write_page,
     write_splits,
 )
-from tasks.quality import TWINS, Prefixes, benchmark_questions, exact_duplicates, near_duplicates
+from tasks.quality import Prefixes, benchmark_questions, exact_duplicates, near_duplicates, near_twins
 from tasks.recipe import Recipe
 from tasks.store import Store, code_digest, digest, file_digest, home
 
@@ -165,7 +165,7 @@ def _check(
         pl.col("split", "source", "kind").cast(pl.Categorical),
         *("tokens", "supervised", "repeat"),
         again=pl.struct("row_id", "repeat").is_duplicated(),
-        leak=(pl.col("split") == "train") & pl.col("row_id").is_in(leaked["row_id"].implode()),
+        leak=(pl.col("split") != "test") & pl.col("row_id").is_in(leaked["row_id"].implode()),
     )
     reached = pl.DataFrame([{"source": n, "asked": p.asked, "reached": p.reached} for n, p in parts.items()])
     suite = mixture.suite(
@@ -224,15 +224,22 @@ def _clusters(rows: pl.DataFrame, repeated: pl.DataFrame, work: Path) -> dict[st
 
 
 def _astray(index: Index, kept: pl.DataFrame, prompts: Prefixes | None) -> pl.DataFrame:
-    """Rows whose prompt is near others of which most are in another split, as ASIDE."""
-    near = pl.DataFrame(schema=TWINS)
-    if prompts is not None:
-        looked_at = np.zeros(index.asked.rows, bool)
-        looked_at[kept["row"].to_numpy()] = True
-        near = near_duplicates(prompts, looked_at)
-    astray = other_side(kept.select("row", "split"), near)
+    """Rows whose prompt is near others of which most are in another split, and validation rows whose prompt is still
+    near one of the test split's, as ASIDE."""
+    if prompts is None:
+        return pl.DataFrame(schema=ASIDE)
+
+    def these(rows: pl.DataFrame) -> np.ndarray:
+        mask = np.zeros(index.asked.rows, bool)
+        mask[rows["row"].to_numpy()] = True
+        return mask
+
+    astray = other_side(kept.select("row", "split"), near_duplicates(prompts, these(kept)))
+    left = kept.join(astray, on="row", how="anti")
+    near = near_twins(prompts, these(left.filter(split="validation")), these(left.filter(split="test")))
+    both = pl.concat([astray, near.select("row", "twin", split=pl.lit("test"))])
     place = pl.format("in {}: ", "split")
-    return astray.with_columns(reason=pl.lit(OTHER_SPLIT), detail=place, shown=pl.lit(True)).select(*ASIDE)
+    return both.with_columns(reason=pl.lit(OTHER_SPLIT), detail=place, shown=pl.lit(True)).select(*ASIDE)
 
 
 def _given_away(

@@ -12,7 +12,7 @@ prompt form a cluster, and their hashes may disagree; a function of the data tha
 would move it back and forth as data come and go, from training into the test of a model that has seen it. So a
 cluster takes the split of most of its rows (of as many, the smaller split), and its other rows are set aside. A row
 that arrives and joins two clusters joins that of the better-ranked prompt; a training row which is then still
-near a held-out prompt, of whatever cluster, is set aside too.
+near a held-out prompt, of whatever cluster, is set aside too, and so is a validation row near a test prompt.
 """
 
 from __future__ import annotations

@@ -336,10 +336,12 @@ def test_rows_are_conserved_and_nothing_leaks_whatever_comes(
     def prompts(frame: pl.DataFrame) -> set[str]:
         return {text for m in frame["messages"] if (text := " ".join(m[0]["content"].casefold().split()))}
 
-    train, held_out = prompts(splits["train"]), prompts(splits["test"]) | prompts(splits["validation"])
+    validation = splits["validation"]
+    train, held_out = prompts(splits["train"]), prompts(splits["test"]) | prompts(validation)
     assert not train & held_out
+    assert not prompts(splits["test"]) & prompts(validation)
     if wanted.mixture.near_duplicates is not None:
-        pairs = itertools.product(train, held_out)
+        pairs = [*itertools.product(train, held_out), *itertools.product(*map(prompts, (splits["test"], validation)))]
         assert all(similarity(*pair) < wanted.mixture.near_duplicates for pair in pairs)
 
 
@@ -471,6 +473,34 @@ def test_a_twin_that_slipped_through_stops_the_night(
         )
         with pytest.raises(Refused, match=r"(?s)No training row has an exact or near twin.*same question"):
             mix(wanted.model_copy(update={"name": "and again"}), given_sources, store)
+
+
+def test_no_validation_row_is_near_a_test_row(
+    store: Store, gated: Made, varied: Made, conversation: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asking(topic: int, more: str) -> Row:
+        words = " ".join(f"w{topic}x{n}" for n in range(40))
+        return conversation(words + more, " ".join(f"a{topic}{more}n{n}" for n in range(40)))
+
+    pairs = [asking(topic, more) for topic in range(20) for more in ("", " again")]
+    sources = [gated("one", varied("one", 300)), gated("two", [*varied("two", 100), *pairs])]
+    places = ["test"] * 30 + ["train"] * 370 + ["validation", "test"] * 20
+    monkeypatch.setattr("tasks.mix.split_of", lambda rows, **_: pl.Series("split", places[: len(rows)]))
+    # As where the two prompts of a pair are in clusters of their own.
+    none = pl.DataFrame(schema={"row": pl.UInt32, "twin": pl.UInt32, "split": pl.String})
+    monkeypatch.setattr("tasks.mix.other_side", lambda *_: none)
+    wanted = recipe({"one": 0.5, "two": 0.5}, {"one": "chat", "two": "chat"})
+    mixture = mix(wanted, sources, store)
+    aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet").filter(reason="near prompts of another split")
+    assert set(aside["row_id"]) == {row["row_id"] for row in pairs[::2]}
+    assert aside["detail"].str.starts_with("in test: two, source row 1").all()
+    assert read(store, mixture, "test").height == 50
+    nothing = pl.DataFrame(schema={"row": pl.UInt32, "twin": pl.UInt32, "jaccard": pl.Float64})
+    monkeypatch.setattr("tasks.mix.near_twins", lambda *_: nothing)
+    with pytest.raises(
+        Refused, match=r"(?s)no validation row one in the test split \(critical\)\. 20\n.*near question"
+    ):
+        mix(wanted.model_copy(update={"name": "again"}), sources, store)
 
 
 def test_near_duplicates_across_sources_are_set_aside_with_their_twin(
