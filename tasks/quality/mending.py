@@ -6,13 +6,15 @@ not help stays as it was, for its rule to set aside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from tasks.conversations import MESSAGES, Render, row_ids
-from tasks.quality.sensitive import redact
+from tasks.quality.calls import call_flags
+from tasks.quality.sensitive import Redacted, redact
+from tasks.quality.turns import Turns
 from tasks.recipe import Quality
 
 CHANGES = {"source_row": pl.Int64, "row_id": pl.String, "was": pl.String, "change": pl.String}
@@ -36,9 +38,33 @@ def mended(
 
 def _redacted(rows: pl.DataFrame, quality: Quality) -> tuple[pl.DataFrame, pl.DataFrame]:
     without = redact(rows, quality.sensitive)
-    changed = _with_messages(rows, {n: messages for n, (messages, _) in without.items()})
-    told = [(n, f"redacted {rule}") for n, (_, rules) in sorted(without.items()) for rule in rules]
+    changed = _without(rows, without)
+    # A placeholder is a string: where a schema or a tool's name does not allow it, numbers and names stay.
+    at = sorted(without)
+    if spoilt := [at[i] for i in _spoilt(rows[at], changed[at])]:
+        strings = redact(rows[spoilt], quality.sensitive, strings_only=True)
+        for place, n in enumerate(spoilt):
+            del without[n]
+            if place in strings:
+                without[n] = strings[place]
+        changed = _without(rows, without)
+    told = [(n, f"redacted {rule}") for n, one in sorted(without.items()) for rule in one.found]
     return changed, _told(rows, changed, told)
+
+
+def _spoilt(before: pl.DataFrame, after: pl.DataFrame) -> list[int]:
+    """The positions of rows that break a rule on tools and calls after a change and did not before."""
+    if before.is_empty():
+        return []
+    was, now = (pl.DataFrame(call_flags(Turns.of(rows))) for rows in (before, after))
+    newly = pl.any_horizontal(now[name] & ~was[name] for name in now.columns)
+    return pl.select(newly).to_series().arg_true().to_list()
+
+
+def _without(rows: pl.DataFrame, redacted: Mapping[int, Redacted]) -> pl.DataFrame:
+    at = sorted(redacted)
+    tools = rows["tools"].scatter(at, [redacted[n].tools for n in at]) if at else rows["tools"]
+    return _with_messages(rows.with_columns(tools), {n: redacted[n].messages for n in at})
 
 
 def _cut(

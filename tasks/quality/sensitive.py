@@ -115,28 +115,43 @@ def sensitive_flags(laid: Turns, sensitive: Sensitive) -> dict[str, pl.Series]:
     return flags
 
 
-def redact(rows: pl.DataFrame, sensitive: Sensitive) -> dict[int, tuple[list[dict[str, Any]], list[str]]]:
-    """By position of a conversation that holds what is to be redacted: its messages without, and which rules found it.
+@dataclass(frozen=True)
+class Redacted:
+    """A conversation's messages and declared tools without what the detectors of these names found in them."""
 
-    Within a conversation the same text has the same placeholder, [EMAIL_1] and so on, in calls' arguments too.
-    Where it stands in arguments as a number or as a field's name it stays, and in declared tools, for the rule to
-    find.
+    messages: list[dict[str, Any]]
+    tools: str | None
+    found: list[str]
+
+
+def redact(rows: pl.DataFrame, sensitive: Sensitive, *, strings_only: bool = False) -> dict[int, Redacted]:
+    """By position, the conversations that hold what is to be redacted, without it.
+
+    Within a conversation the same text has the same placeholder, [EMAIL_1] and so on, also in calls' arguments and
+    declared tools, where numbers and fields' names become strings. With `strings_only`, numbers, fields' names and
+    declared tools stay, for the rule to find.
     """
     wanted = [detector for detector in DETECTORS if getattr(sensitive, detector.name) == "redact"]
     if not wanted:
         return {}
     pieces = Turns.of(rows).pieces
+    tools = rows.select("tools").with_row_index("n").rename({"tools": "text"}).drop_nulls()
+    declared = tools.select("text").unique()
     found: dict[int, list[Detector]] = {}
     for detector in wanted:
-        for n in _suspects(pieces, detector, sensitive.phone_regions)["n"].unique(maintain_order=True):
+        there = [_suspects(pieces, detector, sensitive.phone_regions)["n"]]
+        if not strings_only:
+            declaring = _suspects(declared, detector, sensitive.phone_regions)["text"]
+            there.append(tools.filter(pl.col("text").is_in(declaring.implode()))["n"])
+        for n in pl.concat(there).unique(maintain_order=True):
             found.setdefault(n, []).append(detector)
-    return {
-        n: (
-            _Redaction(detectors, sensitive.phone_regions).messages(rows["messages"][n].to_list()),
-            [detector.name for detector in detectors],
-        )
-        for n, detectors in found.items()
-    }
+    redacted = {}
+    for n, detectors in found.items():
+        writing = _Redaction(detectors, sensitive.phone_regions, strings_only)
+        messages, tool_text = writing.messages(rows["messages"][n].to_list()), rows["tools"][n]
+        without = tool_text if strings_only else writing.json(tool_text)
+        redacted[n] = Redacted(messages, without, [detector.name for detector in detectors])
+    return redacted
 
 
 def _suspects(pieces: pl.DataFrame, detector: Detector, regions: Sequence[str]) -> pl.DataFrame:
@@ -150,8 +165,8 @@ def _suspects(pieces: pl.DataFrame, detector: Detector, regions: Sequence[str]) 
 class _Redaction:
     """One conversation's placeholders, numbered as their texts are first seen."""
 
-    def __init__(self, detectors: Sequence[Detector], regions: Sequence[str]) -> None:
-        self._detectors, self._regions = detectors, regions
+    def __init__(self, detectors: Sequence[Detector], regions: Sequence[str], strings_only: bool) -> None:
+        self._detectors, self._regions, self._strings_only = detectors, regions, strings_only
         self._written: dict[str, dict[str, str]] = {detector.label: {} for detector in detectors}
 
     def messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,7 +175,7 @@ class _Redaction:
                 if message[part]:
                     message[part] = self.text(message[part])
             for call in filter(None, message["tool_calls"] or ()):
-                call["arguments"] = self._arguments(call["arguments"])
+                call["arguments"] = self.json(call["arguments"])
         return messages
 
     def text(self, text: str) -> str:
@@ -173,19 +188,30 @@ class _Redaction:
             text = "".join([*written, text[at:]])
         return text
 
-    def _arguments(self, arguments: str | None) -> str | None:
+    def json(self, text: str | None) -> str | None:
         try:
-            value = orjson.loads(arguments or "")
+            value = orjson.loads(text or "")
         except orjson.JSONDecodeError:
-            return arguments and self.text(arguments)
-        return canonical_json(self._leaves(value))
+            return text and self.text(text)
+        return canonical_json(self._part(value))
 
-    def _leaves(self, value: Any) -> Any:
+    def _part(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: self._leaves(inner) for key, inner in value.items()}
+            parts = [
+                (name if self._strings_only else self.text(name), self._part(part)) for name, part in value.items()
+            ]
+            without = dict(parts)
+            # Of two names that come out alike, one would be lost: then they stay.
+            return without if len(without) == len(value) else dict(zip(value, (p for _, p in parts), strict=True))
         if isinstance(value, list):
-            return [self._leaves(inner) for inner in value]
-        return self.text(value) if isinstance(value, str) else value
+            return [self._part(part) for part in value]
+        if isinstance(value, str):
+            return self.text(value)
+        if self._strings_only:
+            return value
+        written = canonical_json(value)
+        redacted = self.text(written)
+        return value if redacted == written else redacted
 
 
 def _emails(text: str, _: Sequence[str]) -> Iterator[Span]:

@@ -11,7 +11,9 @@ from tasks.conversations import CONVERSATION, row_ids
 from tasks.quality import flags, mended
 from tasks.recipe import Quality, Sensitive
 
-REDACT = Quality(sensitive=Sensitive(secret="redact", email_address="redact", phone_number="redact"))
+REDACT = Quality(
+    sensitive=Sensitive(secret="redact", email_address="redact", phone_number="redact", payment_card="redact")
+)
 KEY = "ghp_" + "a1B2" * 9
 
 
@@ -57,12 +59,65 @@ def test_the_same_text_has_the_same_placeholder_throughout_a_conversation(corpus
     assert found.select(pl.sum("secret", "email_address", "phone_number")).row(0) == (0, 0, 0)
 
 
-def test_what_cannot_be_redacted_stays_for_its_rule(corpus: ModuleType) -> None:
-    arguments = json.dumps({"jo@acme-corp.com": 1})
-    rows = talk(corpus, [corpus.turn("user", "Go."), corpus.turn("assistant", "", calls=[("send", arguments)])])
+CARD = 4539148803436467
+SENDING = {"type": "function", "function": {"name": "send", "description": "Ask jo@acme-corp.com.", "parameters": {}}}
+
+
+def calling(corpus: ModuleType, arguments: object, parameters: object) -> pl.DataFrame:
+    """A conversation in which send is called, declared with these parameters."""
+    tool = {**SENDING, "function": {**SENDING["function"], "parameters": parameters}}  # type: ignore[dict-item]
+    messages = [corpus.turn("user", "Go."), corpus.turn("assistant", "", calls=[("send", json.dumps(arguments))])]
+    return row_ids(corpus.frames([{"kind": "tool", "messages": messages, "tools": json.dumps([tool])}])[0])
+
+
+def found_after(rows: pl.DataFrame) -> tuple[pl.DataFrame, set[str]]:
+    """The rows as mended, and which of the rules on them and on calls still find something."""
     after, rendered, _ = mended(rows, render, REDACT, 10_000)
     found = flags(after, rendered, special_tokens=[], max_length=10_000, quality=REDACT)
-    assert found["email_address"].to_list() == [True]
+    rules = (
+        "secret",
+        "email_address",
+        "phone_number",
+        "payment_card",
+        "arguments_schema",
+        "tool_name",
+        "undeclared_tool",
+    )
+    return after, {rule for rule in rules if found[rule].any()}
+
+
+def test_numbers_names_and_declared_tools_are_redacted_where_the_schema_allows(corpus: ModuleType) -> None:
+    arguments = {
+        "jo@acme-corp.com": 1,
+        "card": [CARD, 7, True, None],
+        "twice": {"jo@acme-corp.com": "al@acme-corp.com"},
+    }
+    after, still = found_after(calling(corpus, arguments, {"type": "object"}))
+    assert still == set()
+    (call,) = after["messages"][0].to_list()[1]["tool_calls"]
+    assert json.loads(call["arguments"]) == {
+        "[EMAIL_1]": 1, "card": ["[CARD_1]", 7, True, None], "twice": {"[EMAIL_1]": "[EMAIL_2]"},
+    }  # fmt: skip
+    assert json.loads(after["tools"][0])[0]["function"]["description"] == "Ask [EMAIL_1]."
+    assert row_ids(after)["row_id"].equals(after["row_id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters", "rule"),
+    [
+        ({"n": CARD}, {"type": "object", "properties": {"n": {"type": "integer"}}}, "payment_card"),
+        ({"jo@acme-corp.com": 1}, {"type": "object", "required": ["jo@acme-corp.com"]}, None),
+        ({"jo@acme-corp.com": 1}, {"type": "object", "propertyNames": {"pattern": "@"}}, "email_address"),
+        ({"x": [{f"{a} jo@acme-corp.com": 1 for a in "ab"}, {}]}, {}, None),
+        ({"+49 30 901820": 1, "+49  30  901820": 2}, {}, "phone_number"),
+    ],
+)
+def test_what_cannot_be_redacted_stays_for_its_rule(
+    corpus: ModuleType, arguments: object, parameters: object, rule: str | None
+) -> None:
+    _, still = found_after(calling(corpus, arguments, parameters))
+    assert "arguments_schema" not in still
+    assert (rule in still) if rule else still == set()
 
 
 def exchanges(corpus: ModuleType, *lengths: int) -> list[dict[str, Any]]:
