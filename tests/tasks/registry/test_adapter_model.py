@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 
 from tasks import registry
 from tasks.errors import BadInput
+from tasks.evaluation.generation import Network
 from tasks.registry import Version
 from tasks.registry.adapter_model import as_message
 from tasks.registry.bundle import check_weights
@@ -62,6 +66,7 @@ def test_it_answers_the_same_in_a_fresh_process_on_another_home(
     here = mlflow.pyfunc.load_model(version.uri).predict(QUESTIONS)
     assert [set(answer) for answer in here] == [{"role", "content", "thinking", "tool_calls", "raw"}] * 2
     assert all(answer["raw"] for answer in here)
+    assert [answer["raw"] for answer in here] == judged(world)
 
     right, wrong = tmp_path / "elsewhere", tmp_path / "wrong"
     for folder in (right, wrong):
@@ -88,6 +93,25 @@ def test_it_answers_the_same_in_a_fresh_process_on_another_home(
     assert "is not here" in told["absent"]
     assert "Set NIGHTOWL_BASE" in told["absent"]
     assert "Wrong base model" in told["wrong"]
+
+
+def judged(world: Any) -> list[str]:
+    """The answers to QUESTIONS as a candidate's judge writes them, one at a time: a batch adds up in another order."""
+    from transformers import AutoTokenizer
+
+    network = Network(world.store.folder(world.base), four_bit=True)
+    network.add("candidate", world.store.folder(world.adapter) / "adapter")
+    network.use("candidate")
+    tokenizer = AutoTokenizer.from_pretrained(world.store.folder(world.adapter) / "adapter")
+    prompts = []
+    for question in QUESTIONS:
+        calls = [{"function": {"name": "weather", "arguments": {"city": "Paris"}}}]
+        messages = [m | ({"tool_calls": calls} if "tool_calls" in m else {}) for m in question["messages"]]
+        options = {"tools": question.get("tools"), "enable_thinking": question.get("thinking", False)}
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
+        prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    written = network.answers(prompts, max_new_tokens=24, stop_ids=[1], pad_id=1, batch_size=1)
+    return [tokenizer.decode(answer.ids, skip_special_tokens=False) for answer in written]
 
 
 @pytest.mark.parametrize(
@@ -126,3 +150,46 @@ def test_only_an_adapters_own_matrices_are_registered(tiny: Path, tmp_path: Path
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match="is not a safetensors file"):
             check_weights(tmp_path / name)
+
+
+def test_mlflow_serves_it_over_http(
+    world: Any, enter: Callable[[Any], Version], embedded: Path, tmp_path: Path, answers: Callable[[str], bool]
+) -> None:
+    version = enter(world)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", version.uri, "--env-manager", "local"]
+    log = tmp_path / "serve.log"
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "MLFLOW_TRACKING_URI": f"sqlite:///{embedded}/mlflow/mlflow.db",
+                "NIGHTOWL_HOME": str(embedded),
+            },
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 300
+        while not answers(f"http://127.0.0.1:{port}/ping"):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < until, log.read_text()[-3000:]
+            time.sleep(0.2)
+        asked = subprocess.run(
+            ["curl", "-sS", "-H", "Content-Type: application/json", "-d", json.dumps({"inputs": QUESTIONS}),
+             f"http://127.0.0.1:{port}/invocations"],
+            capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    registry.client()
+    import mlflow
+
+    assert json.loads(asked.stdout)["predictions"] == mlflow.pyfunc.load_model(version.uri).predict(QUESTIONS)

@@ -1,14 +1,7 @@
-"""The same registry over HTTP: nights, versions, the write-once journal and aliases on an MLflow server."""
+"""The same registry on a team's MLflow: over HTTP with basic-auth, PostgreSQL behind it and artifacts on S3."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,53 +9,66 @@ from typing import Any
 import pytest
 
 from tasks import registry
-from tasks.errors import Refused
+from tasks.errors import Refused, WorldFailed
 from tasks.register import promote, rollback
-from tasks.registry import Version
+from tasks.registry import Decision, Version
 
 
 @pytest.fixture
-def server(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An MLflow server on a free port, named by MLFLOW_TRACKING_URI."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    folder = embedded / "mlflow"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/served"]
-    with open(embedded / "server.log", "w") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        )
-    try:
-        until = time.monotonic() + 240
-        while True:
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, (embedded / "server.log").read_text()[-2000:]
-                assert time.monotonic() < until, "the server did not start"
-                time.sleep(0.2)
+def server(
+    postgres: Any, moto: str, mlflow_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Such a server; MLFLOW_TRACKING_URI and the credentials of a user lead to it."""
+    import boto3
+
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    client = boto3.client(
+        "s3",
+        endpoint_url=moto,
+        region_name="us-east-1",
+        aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
+    )
+    client.create_bucket(Bucket="mlflow")
+    (tmp_path / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 300\n"  # a password is hashed once, not at each of some hundred requests
+    )
+    options = ["--backend-store-uri", postgres.new_database(), "--artifacts-destination", "s3://mlflow"]
+    environment = {
+        **keys,
+        "MLFLOW_S3_ENDPOINT_URL": moto,
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "a long enough secret",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "another secret",
+    }
+    with mlflow_server([*options, "--app-name", "basic-auth"], environment, tmp_path / "server.log") as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long enough secret")
         yield url
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+    stored = client.list_objects_v2(Bucket="mlflow").get("Contents", [])
+    assert [entry["Key"] for entry in stored if entry["Key"].endswith("adapter_model.safetensors")]
+    for entry in stored:
+        client.delete_object(Bucket="mlflow", Key=entry["Key"])
+    client.delete_bucket(Bucket="mlflow")
 
 
 def test_a_server_is_used_as_the_embedded_database_is(
-    server: str, world: Any, make: Callable[..., Any], enter: Callable[[Any], Version], embedded: Path
+    server: str,
+    world: Any,
+    make: Callable[..., Any],
+    enter: Callable[[Any], Version],
+    rush: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = enter(world), enter(make(seed=1))
     assert enter(world) == first
     assert promote(first).moved
-    with pytest.raises(Refused, match="champion is version 1 now"):
+    # Whoever was judged against an older champion is judged again.
+    with pytest.raises(Refused, match=r"champion is version 1 now\. Evaluate it again"):
         promote(second)
     assert promote(enter(make(seed=1, champion=world.adapter.address))).moved
     assert rollback(first.model, who="ada", why="worse at night").to == 1
@@ -72,14 +78,22 @@ def test_a_server_is_used_as_the_embedded_database_is(
     assert [c.aliases for c in registry.candidates(world.recipe)] == [("previous",), ("champion",)]
     assert [move.moved for move in registry.moves(registry.client(), first.model)] == [True, False, True, True]
     assert {night.outcome for night in registry.nights(world.recipe.name)} == {"kept"}
+    assert registry.read_record(first).adapter == world.adapter
+    registry.download_adapter(first, tmp_path / "got")
+    assert (tmp_path / "got" / "adapter_model.safetensors").is_file()
+
+    # Another home on the same server knows of it all.
+    monkeypatch.setenv("NIGHTOWL_HOME", str(tmp_path / "second-home"))
     found = registry.containing_source(registry.pinned(world.snapshots[0].uri, world.snapshots[0].revision))
     assert [entry.version for entry in found.versions] == [2, 1]
+    assert registry.champion(world.recipe) == champion
 
-    journal = registry.client().get_registered_model(first.model).tags["nightowl.journal"]
-    from tasks.registry.journal import _write_once
+    # And two homes cannot both win: they share no lock file, only the server.
+    mlflow = registry.client()
+    rush.register(mlflow)
+    registry.move(mlflow, rush.model, "promote", 1, lambda found, previous: Decision(1, "first"), "start", "")
+    rush([tmp_path / "nightowl-home", tmp_path / "second-home"], server, workers=4, attempts=5)
 
-    assert not _write_once(registry.client(), journal, "000001.claim", {"token": "late"})
-    import mlflow
-
-    folder = Path(mlflow.artifacts.download_artifacts(first.uri, dst_path=str(embedded / "got")))
-    assert list(folder.rglob("adapter_model.safetensors"))
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed")
+    with pytest.raises(WorldFailed, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+        registry.champion(world.recipe)
