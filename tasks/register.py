@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from tasks import registry
-from tasks.conversations import Conversations
+from tasks.conversations import Conversations, Renderer
 from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
@@ -191,6 +191,7 @@ def _enter(
         "base": reference,
         "four_bit": recipe.training.method == "qlora",
         "max_new_tokens": max(suite.max_new_tokens for suite in recipe.evaluation.suites),
+        "call_style": Renderer.open(store.folder(adapter) / "adapter").call_style.model_dump(mode="json"),
     }
     record = registry.make_record(recipe, base, snapshots, conversations, mixture, adapter)
     params = {"base": base.uri, "rank": str(recipe.training.rank), "method": recipe.training.method}

@@ -3,6 +3,7 @@
 from tasks.conversations.answer import Answer
 from tasks.conversations.call_style import ToolCall
 from tasks.conversations.canonical import canonical_json, canonical_tools
+from tasks.conversations.carried import carry_reader
 from tasks.conversations.conversion import convert, detect, formats
 from tasks.conversations.identity import row_ids
 from tasks.conversations.preparation import Judge, Preparation, Render, prepare
@@ -23,6 +24,7 @@ __all__ = [
     "ToolCall",
     "canonical_json",
     "canonical_tools",
+    "carry_reader",
     "convert",
     "detect",
     "formats",

@@ -1,10 +1,11 @@
 """What MLflow loads as the model: a LoRA adapter on a base that is found by reference and checked by digest.
 
-This file travels with the adapter and runs where nothing of Nightowl is installed, so it imports nothing of it.
+This file travels with the adapter and runs where nothing of Nightowl is installed, so it imports nothing of it but
+the reader of answers, which travels beside it under a name of its own.
 
 A request is `{"messages": [...], "tools": [...], "max_new_tokens": 256, "thinking": false}` (the last three may be
-left out); the answer is one assistant message, `{"role", "content", "thinking", "tool_calls", "raw"}`. Decoding is
-greedy, as it is when candidates are judged.
+left out); the answer is one assistant message, `{"role", "content", "thinking", "tool_calls", "malformed", "raw"}`.
+Decoding is greedy and answers are read as they are when candidates are judged.
 
 The base is looked for in NIGHTOWL_BASE (a folder), in the store of NIGHTOWL_STORE or NIGHTOWL_HOME, and, where it
 came from a hub, there at its pinned commit. Wherever it is found, its files must have the sha256 they had in training.
@@ -13,10 +14,11 @@ came from a hub, there at its pinned commit. Wherever it is found, its files mus
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
-import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,6 @@ from mlflow.pyfunc import PythonModel, PythonModelContext  # noqa: TID253
 
 # Messages and tool schemas are open JSON: that MLflow can't check their types is as it should be.
 warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
-
-_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_THOUGHT = re.compile(r"\A\s*(?:<think>)?(.*?)</think>", re.DOTALL)
 
 
 class AdapterModel(PythonModel):
@@ -65,6 +64,7 @@ class AdapterModel(PythonModel):
                 parameter.data = parameter.data.to(device, dtype)
         self.model.eval()
         self.tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+        self.read = reader(config["reader"], config["call_style"])
         self.max_new_tokens = int(config["max_new_tokens"])
         self.stops = _stops(self.tokenizer, GenerationConfig.from_pretrained(adapter))
 
@@ -96,24 +96,31 @@ class AdapterModel(PythonModel):
             )[0, ids["input_ids"].shape[1] :].tolist()
         if answer and answer[-1] in self.stops:
             answer.pop()
-        return as_message(self.tokenizer.decode(answer, skip_special_tokens=False))
+        return self.read(prompt, self.tokenizer.decode(answer, skip_special_tokens=False))
 
 
-def as_message(raw: str) -> dict[str, Any]:
-    """Read an answer's text; what is not a well-formed thought or call stays in the content."""
-    text, thinking = raw, None
-    if thought := _THOUGHT.match(text):
-        thinking, text = thought[1].strip() or None, text[thought.end() :]
-    calls = []
-    for found in _CALL.finditer(text):
-        try:
-            call = json.loads(found[1])
-            arguments = json.dumps(call["arguments"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-            calls.append({"name": call["name"], "arguments": arguments})
-        except (ValueError, KeyError, TypeError):
-            continue
-        text = text.replace(found[0], "", 1)
-    return {"role": "assistant", "content": text.strip(), "thinking": thinking, "tool_calls": calls, "raw": raw}
+def reader(package: str, call_style: dict[str, Any]) -> Callable[[str, str], dict[str, Any]]:
+    """A function of a prompt and the answer's text to a message, its calls read as the model's template writes them.
+
+    `malformed`: something is not as the template writes it. A call without a name and an object of arguments is left
+    out of `tool_calls`; `raw` has all of it.
+    """
+    answers = importlib.import_module(package)
+    style = answers.CallStyle(**call_style)
+
+    def read(prompt: str, raw: str) -> dict[str, Any]:
+        # A template may open the thinking block itself; the answer is read together with that opening.
+        opened = "<think>" if prompt.rstrip().endswith("<think>") else ""
+        answer = answers.parse_answer(opened + raw, style=style)
+        calls = [
+            {"name": call.name, "arguments": call.arguments}
+            for call in answer.tool_calls
+            if call.name and call.arguments is not None
+        ]
+        message = {"role": "assistant", "content": answer.content, "thinking": answer.thinking, "tool_calls": calls}
+        return {**message, "malformed": answer.malformed, "raw": raw}
+
+    return read
 
 
 def find_base(base: dict[str, Any]) -> str:

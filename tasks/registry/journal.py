@@ -110,7 +110,9 @@ def move(
             found, previous = (alias_version(mlflow, model, alias) for alias in ("champion", "previous"))
             decision = decide(found, previous)
             _write_once(mlflow, journal, f"{number:06d}.plan", {"found": found, "to": decision.to})
-            if decision.to is not None:
+            # Whoever was so slow that another host closed its number must not move what has moved on since.
+            closed = "done" in _entries(mlflow, journal)[number]
+            if decision.to is not None and not closed:
                 _set_aliases(mlflow, model, decision.to, found)
         except BaseException as error:
             with suppress(Exception):  # what went wrong first is what counts; an open claim is closed by the next one
@@ -172,7 +174,7 @@ def _claim(mlflow: Any, model: str, journal: str, owner: dict[str, Any]) -> int:
         if last and "done" not in entries[last]:
             if waiting_for != last:
                 waiting_for, since = last, time.monotonic()
-            if _gone(entries[last]["claim"]) or time.monotonic() - since > PATIENCE:
+            if _dead(entries[last]["claim"], time.monotonic() - since):
                 _finish_for(mlflow, model, journal, last, "its process died")
             else:
                 time.sleep(_POLL * (1 + random.random()))
@@ -181,8 +183,11 @@ def _claim(mlflow: Any, model: str, journal: str, owner: dict[str, Any]) -> int:
             return last + 1
 
 
-def _gone(claim: dict[str, Any]) -> bool:
-    return claim["machine"] == this_machine() and not alive(claim["process"])
+def _dead(claim: dict[str, Any], waited: float) -> bool:
+    """Whether a claim's owner is gone: of this machine that can be known, of another after PATIENCE seconds."""
+    if claim["machine"] == this_machine():
+        return not alive(claim["process"])
+    return waited > PATIENCE
 
 
 def _finish_for(mlflow: Any, model: str, journal: str, number: int, trouble: str) -> None:

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tasks.conversations import carry_reader
 from tasks.errors import WorldFailed
 from tasks.recipe import Recipe
 from tasks.registry.journal import alias_version
@@ -49,6 +50,7 @@ def log_model(
         experiment_id, name=name, source_run_id=run_id, params=dict(params), model_type="adapter"
     )
     try:
+        reader = carry_reader(work)
         with warnings.catch_warnings():
             # Messages and tool schemas are open JSON: that MLflow can't check their types is as it should be.
             warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
@@ -57,7 +59,8 @@ def log_model(
                 mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
                 python_model=str(_MODEL_FILE),
                 artifacts={"adapter": str(packed)},
-                model_config=dict(config),
+                model_config={**config, "reader": reader.name},
+                code_paths=[str(reader)],
                 pip_requirements=[f"{package}=={metadata.version(package)}" for package in _NEEDS],
             )
         write_whole(work / "model" / RECORD, record.model_dump_json(indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 import uuid
@@ -10,13 +11,87 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
+from openlineage.client import facet_v2
 
 from tasks.register import promote, rollback
 from tasks.registry import Version, signature
 
 pytestmark = pytest.mark.usefixtures("embedded")
 Enter = Callable[[Any], Version]
+
+
+# What https://openlineage.io/spec/2-0-2/OpenLineage.json asks of a run event, without its prose; the client's package
+# has the facets as classes and no JSON Schema.
+_URI = {"type": "string", "format": "uri"}
+_FACETS = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["_producer", "_schemaURL"],
+        "properties": {"_producer": _URI, "_schemaURL": _URI},
+    },
+}
+_TEXT = {"type": "string"}
+_DATASETS = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["namespace", "name"],
+        "properties": {
+            "namespace": _TEXT, "name": _TEXT, "facets": _FACETS, "inputFacets": _FACETS, "outputFacets": _FACETS,
+        },
+    },
+}  # fmt: skip
+RUN_EVENT = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "required": ["eventTime", "producer", "schemaURL", "run", "job"],
+    "properties": {
+        "eventTime": {"type": "string", "format": "date-time"},
+        "producer": _URI,
+        "schemaURL": _URI,
+        "eventType": {"enum": ["START", "RUNNING", "COMPLETE", "ABORT", "FAIL", "OTHER"]},
+        "run": {
+            "type": "object",
+            "required": ["runId"],
+            "properties": {"runId": {"type": "string", "format": "uuid"}, "facets": _FACETS},
+        },
+        "job": {
+            "type": "object",
+            "required": ["namespace", "name"],
+            "properties": {"namespace": _TEXT, "name": _TEXT, "facets": _FACETS},
+        },
+        "inputs": _DATASETS,
+        "outputs": _DATASETS,
+    },
+}
+
+
+def facets(value: Any) -> Iterator[dict[str, Any]]:
+    """Every facet of an event, wherever it hangs."""
+    if isinstance(value, dict) and "_schemaURL" in value:
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from facets(inner)
+
+
+def hold_to_the_standard(events: list[dict[str, Any]]) -> set[str]:
+    """Assert that every event and facet is as OpenLineage has them; returns the names of the facets."""
+    validator = jsonschema_rs.Draft202012Validator(RUN_EVENT, validate_formats=True)
+    modules = [value for value in vars(facet_v2).values() if inspect.ismodule(value)]
+    seen = set()
+    for event in events:
+        validator.validate(event)
+        for facet in facets(event):
+            name = facet["_schemaURL"].rpartition("/")[2]
+            made = next(getattr(module, name) for module in modules if hasattr(module, name))
+            # A field that the facet has not, or one that it must have and is missing, is a TypeError.
+            made(**{key: value for key, value in facet.items() if not key.startswith("_")})
+            seen.add(name)
+    return seen
 
 
 class Listener(ThreadingHTTPServer):
@@ -107,6 +182,16 @@ def test_a_night_is_told_in_openlineage(
     jobs = ["demo", *(f"demo.{stage}" for stage in ("data", "train", "register") for _ in range(2)), "demo"]
     assert [event["job"]["name"] for event in events] == jobs
     assert [event["eventType"] for event in events] == ["START", *["START", "COMPLETE"] * 3, "COMPLETE"]
+    assert hold_to_the_standard(events) == {
+        "ParentRunFacet",
+        "JobTypeJobFacet",
+        "DatasetVersionDatasetFacet",
+        "InputStatisticsInputDatasetFacet",
+        "OutputStatisticsOutputDatasetFacet",
+        "TagsRunFacet",  # the client's own
+    }
+    with pytest.raises(jsonschema_rs.ValidationError, match="uuid"):
+        hold_to_the_standard([{**events[0], "run": {"runId": "a night"}}])
     night = events[0]["run"]["runId"]
     assert {event["run"]["facets"]["parent"]["run"]["runId"] for event in events[1:-1]} == {night}
     assert uuid.UUID(night)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tasks.errors import WorldFailed
 from tasks.registry import Decision, alias_version, client, ensure_model, move, moves
-from tasks.registry.journal import JOURNAL_TAG, _write_once
-from tasks.registry.process import this_machine
+from tasks.registry.journal import JOURNAL_TAG, PATIENCE, _close, _dead, _write_once
+from tasks.registry.process import this_machine, this_process
 
 MODEL = "nightowl-test"
 
@@ -85,6 +86,35 @@ def test_a_claim_of_another_host_is_waited_for(mlflow: Any, monkeypatch: pytest.
     theirs, ours = moves(mlflow, MODEL)
     assert not theirs.moved
     assert ours.moved
+
+
+def test_a_slow_owner_on_this_machine_is_not_taken_for_dead() -> None:
+    ours = {"machine": this_machine(), "process": this_process()}
+    assert not _dead(ours, 10 * PATIENCE)
+    assert _dead({**ours, "process": "999999999@1"}, 0)
+    theirs = {**ours, "machine": "another"}
+    assert not _dead(theirs, PATIENCE / 2)
+    assert _dead(theirs, 2 * PATIENCE)
+
+
+def test_an_owner_that_was_taken_for_dead_moves_nothing_any_more(mlflow: Any) -> None:
+    go(mlflow, 1)
+    journal = mlflow.get_registered_model(MODEL).tags[JOURNAL_TAG]
+
+    def slow(found: int | None, previous: int | None) -> Decision:
+        # Meanwhile another host closes this attempt and goes on to version 3.
+        _close(mlflow, journal, 2, "abandoned before the champion moved (its process died)", moved=False)
+        _write_once(mlflow, journal, "000003.claim", {**claim, "wanted": 3})
+        _write_once(mlflow, journal, "000003.plan", {"found": 1, "to": 3})
+        mlflow.set_registered_model_alias(MODEL, "champion", "3")
+        _close(mlflow, journal, 3, "moved", moved=True)
+        return Decision(2, "moved")
+
+    claim = {"machine": "another", "process": "1@1", "kind": "promote", "who": "them", "why": "", "at": ""}
+    with pytest.raises(WorldFailed, match="took it for dead"):
+        move(mlflow, MODEL, "promote", 2, slow, "ada", "a test")
+    assert alias_version(mlflow, MODEL, "champion") == 3
+    assert [entry.moved for entry in moves(mlflow, MODEL)] == [True, False, True]
 
 
 def test_two_hundred_attempts_from_eight_processes_leave_one_champion_and_every_record(

@@ -92,7 +92,7 @@ def test_a_server_is_used_as_the_embedded_database_is(
     mlflow = registry.client()
     rush.register(mlflow)
     registry.move(mlflow, rush.model, "promote", 1, lambda found, previous: Decision(1, "first"), "start", "")
-    rush([tmp_path / "nightowl-home", tmp_path / "second-home"], server, workers=4, attempts=5)
+    rush([tmp_path / "nightowl-home", tmp_path / "second-home"], server, workers=8, attempts=5)
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed")
     with pytest.raises(WorldFailed, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
