@@ -17,6 +17,7 @@ import polars as pl
 
 from tasks.conversations import Conversations
 from tasks.errors import BadInput, Refused, WorldFailed
+from tasks.evaluation import benchmark_prompts
 from tasks.mixture import (
     EXCERPT,
     SPLITS,
@@ -81,6 +82,7 @@ def mixture_inputs(recipe: Recipe, conversations: Sequence[Conversations]) -> di
             "tasks/mix.py",
             "tasks/mixture",
             "expectations",
+            *(f"tasks/evaluation/{module}.py" for module in ("benchmarks", "calls", "choice")),
             *(f"tasks/quality/{module}.py" for module in ("contamination", "duplicates", "near", "words")),
             libraries=("polars", "pyarrow", "matplotlib", "numpy", "great-expectations"),
         ),
@@ -91,6 +93,7 @@ def mixture_inputs(recipe: Recipe, conversations: Sequence[Conversations]) -> di
             for (name, one), source in zip(ranked.items(), recipe.sources, strict=True)
         ],
         "benchmarks": [_benchmark_digest(path) for path in recipe.mixture.benchmarks],
+        "suites": {place: digest(questions.to_list()) for place, questions in _suite_questions(recipe).items()},
         "held_out_kinds": sorted({suite.kind for suite in recipe.evaluation.suites if suite.kind}),
     }
 
@@ -100,6 +103,7 @@ def _build(recipe: Recipe, folders: Mapping[str, Path], work: Path, history: Pat
     scratch = work / "words"
     scratch.mkdir()
     benchmarks = {path: benchmark_questions(path) for path in settings.benchmarks}
+    benchmarks = _suite_questions(recipe) | benchmarks
     questions = pl.concat([pl.Series([], dtype=pl.String), *(series.alias("") for series in benchmarks.values())])
     index = gather(folders, settings.seed, scratch, questions)
     repeated = _duplicates(recipe, index)
@@ -300,6 +304,16 @@ def _shared(recipe: Recipe, train: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataF
     )
     taken = train.filter(pl.col("times") > 0).with_columns(repeat=pl.int_ranges(1, pl.col("times") + 1, dtype=pl.Int32))
     return taken.explode("repeat").drop("times"), above, parts, limit
+
+
+def _suite_questions(recipe: Recipe) -> dict[str, pl.Series]:
+    """The questions of the suites that are benchmark files, by where these are. What reasoning-gym makes is left out:
+    its questions are one template, and another seed makes others."""
+    return {
+        suite.data: benchmark_prompts(suite.data, f"evaluation.suites.{suite.name}.data")
+        for suite in recipe.evaluation.suites
+        if suite.data and not suite.data.startswith("gym://")
+    }
 
 
 def _benchmark_item(item: int, benchmarks: Mapping[str, pl.Series]) -> tuple[str, str]:

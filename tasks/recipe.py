@@ -226,8 +226,8 @@ class Mixture(Part):
     contamination_overlap: float = Field(0.5, gt=0, le=1)
     """Share of a held-out question's words, covered by such runs, from which a training conversation is set aside."""
     benchmarks: tuple[str, ...] = ()
-    """Files of benchmark questions (JSON, JSON Lines, Parquet, CSV) that training may not see; path#column names
-    the column."""
+    """Files of benchmark questions (JSON, JSON Lines, Parquet, CSV) that training may not see, beside those of the
+    evaluation suites; path#column names the column."""
 
 
 class Training(Part):

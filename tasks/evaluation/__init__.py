@@ -1,5 +1,6 @@
 """Evaluation: suites, the models they run on, and what the scores say."""
 
+from tasks.evaluation.benchmarks import benchmark_prompts
 from tasks.evaluation.explanation import explain
 from tasks.evaluation.items import SuiteItems, items_digest, suite_items
 from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
@@ -28,6 +29,7 @@ __all__ = [
     "SuiteScore",
     "Verdict",
     "amount",
+    "benchmark_prompts",
     "budget",
     "comparable",
     "compare",

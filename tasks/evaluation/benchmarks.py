@@ -54,6 +54,16 @@ def benchmark_items(place: str, field: str) -> tuple[pl.DataFrame, dict[str, int
     return pl.DataFrame(made, schema=ITEMS).unique("row_id", keep="first", maintain_order=True), dict(aside)
 
 
+def benchmark_prompts(place: str, field: str) -> pl.Series:
+    """What each item asks, without choices; raises as `benchmark_items` does."""
+    items, _ = benchmark_items(place, field)
+    texts = [
+        choice.asked("\n".join(turn["content"] or "" for turn in messages if turn["role"] == "user"))
+        for messages in items["messages"].to_list()
+    ]
+    return pl.Series("question", texts, dtype=pl.String)
+
+
 def _file_rows(place: str, field: str) -> Iterator[Row | str]:
     path = Path(place).expanduser()
     found = path.iterdir() if path.is_dir() else path.parent.glob(path.name)

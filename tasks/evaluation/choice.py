@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 LETTERS = "ABCD"
+_ASK = "Answer with the letter of the right choice alone."
 _SAID = re.compile(r"(?:answer|choice|option)(?:\s+is|\s*[:=])?\s*\(?\**\(?([A-D])\b", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-D])\b")
 _FIRST = re.compile(r"\s*[(\[*]*([A-D])(?:[)\].:*,]|\s|$)")
@@ -14,7 +15,12 @@ _FIRST = re.compile(r"\s*[(\[*]*([A-D])(?:[)\].:*,]|\s|$)")
 def question(text: str, choices: Sequence[str]) -> str:
     """The prompt: the question, one line a choice, and what is asked for."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    return "\n".join([text.strip(), *lines, "Answer with the letter of the right choice alone."])
+    return "\n".join([text.strip(), *lines, _ASK])
+
+
+def asked(prompt: str) -> str:
+    """The question of a prompt, without its choices; a prompt that has none as it is."""
+    return prompt.partition(f"\n{LETTERS[0]}. ")[0] if prompt.endswith(_ASK) else prompt
 
 
 def chosen(text: str, choices: Sequence[str]) -> str | None:

@@ -9,8 +9,8 @@ from tasks.errors import BadInput
 _HELD_OUT = "held out for test or validation"
 # By what the reason for which most rows were set aside says; the first that fits.
 _WAYS_OUT = {
-    "benchmark question": "It holds questions of mixture.benchmarks: take that file off the list if training may see "
-    "it, or give the source other rows",
+    "benchmark question": "It holds questions of a benchmark: take that one out of mixture.benchmarks or "
+    "evaluation.suites if training may see it, or give the source other rows",
     "covers": "Rows of one template cover each other's questions: raise mixture.contamination_overlap or "
     "mixture.contamination_ngram, or set the latter to null",
     "near": "Rows of one template are near each other: raise mixture.near_duplicates, or set it to null",

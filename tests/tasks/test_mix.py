@@ -475,6 +475,34 @@ def test_a_twin_that_slipped_through_stops_the_night(
             mix(wanted.model_copy(update={"name": "and again"}), given_sources, store)
 
 
+def test_training_holds_no_question_of_a_suite_of_benchmark_files(
+    store: Store, gated: Made, varied: Made, conversation: Made, tmp_path: Path
+) -> None:
+    asked = "Consider how a long walk along the river on a winter day with two friends and a dog came to its end: why?"
+    (tmp_path / "maths.jsonl").write_text(json.dumps({"question": asked, "answer": "#### 4"}) + "\n")
+    (tmp_path / "choice.csv").write_text('"Which bird hunts by night, of all that you know?",owl,hen,tit,jay,A\n')
+    suites = [
+        {"name": "sums", "measure": "final_answer", "data": str(tmp_path / "maths.jsonl"), "role": "target"},
+        {"name": "birds", "measure": "choice", "data": str(tmp_path / "choice.csv"), "role": "target"},
+        {"name": "made", "measure": "task", "data": "gym://chain_sum?size=3", "role": "target"},
+    ]
+    quoting = [conversation(f"Number {n}. {asked} {n}", f"answer {n}") for n in range(20)]
+    same = conversation("which bird hunts by night, of all that you know?", "An owl.")
+    given_sources = [gated("one", varied("one", 200)), gated("two", [*varied("two", 200), *quoting, same])]
+    wanted = recipe({"one": 0.5, "two": 0.5}, {"one": "chat", "two": "chat"})
+    held_out = wanted.evaluation.suites[0].model_dump()
+    wanted = parse({**wanted.model_dump(), "evaluation": {"suites": [held_out, *suites]}})
+    mixture = mix(wanted, given_sources, store)
+    aside = pl.read_parquet(store.folder(mixture) / "set_aside.parquet")
+    gone = aside.filter(pl.col("reason").str.contains("benchmark question"))
+    in_training = {m[0]["content"] for m in read(store, mixture, "train")["messages"]}
+    assert not {text for text in in_training if "long walk" in text or "bird" in text}
+    assert gone["detail"].str.contains("maths.jsonl, item 0").any()
+    assert "choice.csv, item 0" in gone.filter(row_id=same["row_id"])["detail"].item()
+    (tmp_path / "maths.jsonl").write_text(json.dumps({"question": "another", "answer": "#### 4"}) + "\n")
+    assert mix(wanted, given_sources, store) != mixture
+
+
 def test_no_validation_row_is_near_a_test_row(
     store: Store, gated: Made, varied: Made, conversation: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
