@@ -16,7 +16,17 @@ from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Training
 from tasks.sources import BaseSnapshot
 from tasks.store import Manifest, Store, code_digest, file_digest
-from tasks.training import BACKENDS, LOG, Adapter, Progress, TrainingSpec, run, steps, weights_digest
+from tasks.training import (
+    BACKENDS,
+    LOG,
+    Adapter,
+    Progress,
+    TrainingSpec,
+    require_possible,
+    run,
+    steps,
+    weights_digest,
+)
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
 
@@ -56,25 +66,11 @@ def train(
     WorldFailed when the training process fails (with the end of its log), Preempted on SIGTERM.
     """
 
+    require_possible(recipe.training)
     _require_full_rate(recipe.training, mixture.splits["train"].rows)
 
     def build(work: Path) -> Mapping[str, Any]:
-        rows, model = store.folder(mixture), store.folder(base)
-        splits = [name for name in ("train", "validation") if mixture.splits[name].rows]
-        _require_unchanged(mixture, rows, [f"{name}.parquet" for name in splits])
-        _require_unchanged(base, model, list(base.files))
-        spec = TrainingSpec(
-            work=work,
-            base_folder=model,
-            base_uri=base.uri,
-            base_revision=base.revision,
-            base_weights=weights_digest(base),
-            train=rows / "train.parquet",
-            validation=rows / "validation.parquet" if "validation" in splits else None,
-            max_length=recipe.base.max_length if recipe.quality.over_length != "keep" else LONGEST,
-            chat_template=recipe.base.chat_template,
-            training=recipe.training,
-        )
+        spec = training_spec(recipe, mixture, base, store, work)
         result = run(spec, BACKENDS[recipe.training.backend], on_progress)
         _keep_only(work, {"adapter", "progress.jsonl"})
         return {
@@ -86,6 +82,28 @@ def train(
 
     adapter, _ = store.make(Adapter, adapter_inputs(recipe, mixture, base), build, resumable=True)
     return adapter
+
+
+def training_spec(
+    recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot, store: Store, work: Path
+) -> TrainingSpec:
+    """What the training process is told; its files are those of the manifests, or WorldFailed is raised."""
+    rows, model = store.folder(mixture), store.folder(base)
+    splits = [name for name in ("train", "validation") if mixture.splits[name].rows]
+    _require_unchanged(mixture, rows, [f"{name}.parquet" for name in splits])
+    _require_unchanged(base, model, list(base.files))
+    return TrainingSpec(
+        work=work,
+        base_folder=model,
+        base_uri=base.uri,
+        base_revision=base.revision,
+        base_weights=weights_digest(base),
+        train=rows / "train.parquet",
+        validation=rows / "validation.parquet" if "validation" in splits else None,
+        max_length=recipe.base.max_length if recipe.quality.over_length != "keep" else LONGEST,
+        chat_template=recipe.base.chat_template,
+        training=recipe.training,
+    )
 
 
 def _require_full_rate(training: Training, rows: int) -> None:

@@ -1,12 +1,16 @@
 """Training: backends behind one small interface, tokenised splits and a spec in, adapter and metrics out."""
 
 from tasks.training.adapter_folder import require_base, weights_digest
+from tasks.training.method import require_possible
 from tasks.training.process import run
 from tasks.training.rows import steps
 from tasks.training.schema import Adapter, Progress
 from tasks.training.spec import LOG, TrainingResult, TrainingSpec
 
-BACKENDS = {"unsloth": "tasks.training.unsloth_backend"}
+BACKENDS = {
+    "unsloth": "tasks.training.unsloth_backend",
+    "transformers": "tasks.training.transformers_backend",
+}
 
 __all__ = [
     "BACKENDS",
@@ -16,6 +20,7 @@ __all__ = [
     "TrainingResult",
     "TrainingSpec",
     "require_base",
+    "require_possible",
     "run",
     "steps",
     "weights_digest",

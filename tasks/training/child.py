@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from filelock import FileLock
 
@@ -35,6 +36,7 @@ from tasks.training.spec import (
 )
 
 LOCK = "attempt.lock"
+T = TypeVar("T")
 
 
 class NotFinite(WorldFailed):
@@ -51,8 +53,40 @@ class Attempt:
     def __init__(self, spec: TrainingSpec, descriptor: int) -> None:
         self.spec = spec
         self.stop = threading.Event()
+        # As torchrun tells them; an attempt of one process knows nothing of either.
+        self.process = int(os.environ.get("RANK", "0"))
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self._descriptor = descriptor
         self._saves = False
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that reports, saves and answers for all of them."""
+        return self.process == 0
+
+    def agreed(self, said: bool) -> bool:
+        """Whether any process of the attempt said so; each gets the same answer."""
+        if self.processes == 1:
+            return said
+        import torch
+
+        votes = torch.tensor(int(said), device=_joined().device)
+        torch.distributed.all_reduce(votes)
+        return bool(votes)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, in every process."""
+        if self.processes == 1:
+            return make()
+        from accelerate.utils import broadcast_object_list
+
+        _joined()
+        found = [make() if self.first else None]
+        return broadcast_object_list(found)[0]
+
+    def wait_for_all(self) -> None:
+        """Go on when every process of the attempt has come this far."""
+        self.agreed(True)
 
     def training_begins(self) -> None:
         """From here on a SIGTERM waits for the next step and its checkpoint; before, there is nothing to save."""
@@ -65,7 +99,9 @@ class Attempt:
         self.stop.set()
 
     def report(self, progress: Progress) -> None:
-        """Append to the progress file and tell the parent."""
+        """Append to the progress file and tell the parent; only the first process does."""
+        if not self.first:
+            return
         line = progress.model_dump_json() + "\n"
         with open(self.spec.work / PROGRESS, "a", encoding="utf-8") as file:
             file.write(line)
@@ -81,14 +117,26 @@ class Attempt:
         return kept
 
 
-def serve(train: Callable[[Attempt], TrainingResult]) -> NoReturn:
-    """Run a backend's training function as this process: `python -m BACKEND SPEC.json DESCRIPTOR`."""
+def _joined() -> Any:
+    """This process's place among all of the attempt, once it has joined them."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def serve(train: Callable[[Attempt], TrainingResult | None]) -> NoReturn:
+    """Run a backend's training function as this process: `python -m BACKEND SPEC.json DESCRIPTOR`.
+
+    The descriptor may be a path instead. Of several processes the first writes the result and holds the lock.
+    """
     parent = os.getppid()
     spec = TrainingSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
-    attempt = Attempt(spec, int(sys.argv[2]))
+    to_parent = sys.argv[2]
+    attempt = Attempt(spec, int(to_parent) if to_parent.isdigit() else os.open(to_parent, os.O_WRONLY))
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGTERM, attempt.terminate)
-    with FileLock(spec.work / LOCK):
+    with FileLock(spec.work / LOCK) if attempt.first else nullcontext():
         code = _outcome(train, attempt)
     # Libraries leave threads and exit hooks that have hung; all that matters is on disk.
     sys.stdout.flush()
@@ -96,7 +144,7 @@ def serve(train: Callable[[Attempt], TrainingResult]) -> NoReturn:
     os._exit(code)
 
 
-def _outcome(train: Callable[[Attempt], TrainingResult], attempt: Attempt) -> int:
+def _outcome(train: Callable[[Attempt], TrainingResult | None], attempt: Attempt) -> int:
     work = attempt.spec.work
     try:
         result = train(attempt)
@@ -123,16 +171,18 @@ def _outcome(train: Callable[[Attempt], TrainingResult], attempt: Attempt) -> in
     except Exception:
         traceback.print_exc()
         return 1
-    write_whole(work / RESULT, result.model_dump_json(indent=2))
+    if result is not None:
+        write_whole(work / RESULT, result.model_dump_json(indent=2))
     return 0
 
 
 def _end_with_parent(parent: int) -> None:
-    """Wait for the end of file on standard input, which the parent's death brings, and end at once.
+    """Wait for another parent or for the end of standard input, which the night's death brings, and end at once.
 
     Nothing is half-written by that: what counts on disk is renamed into place or sealed last.
     """
     with suppress(OSError):
-        while os.getppid() == parent and os.read(0, 1):
-            pass
+        while os.getppid() == parent:
+            if select.select([0], [], [], 1.0)[0] and not os.read(0, 1):
+                break
     os._exit(RUN_ME_AGAIN)

@@ -60,12 +60,14 @@ def _attempt(spec: TrainingSpec, module: str, on_progress: Callable[[Progress], 
         (spec.work / name).unlink(missing_ok=True)
     spec_file = spec.work / "spec.json"
     write_whole(spec_file, spec.model_dump_json(indent=2))
+    together = spec.training.processes * spec.training.nodes > 1
+    starts = ["tasks.training.ranks", module] if together else [module]
     progress, child_end = os.pipe()
     with open(spec.work / LOG, "ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(spec_file), str(child_end)],
+            [sys.executable, "-P", "-m", *starts, str(spec_file), str(child_end)],
             cwd=spec.work,
-            env=_environment(),
+            env=_environment(spec.training.processes),
             stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
             stdout=log,
             stderr=log,
@@ -120,11 +122,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _environment() -> dict[str, str]:
-    """The child's environment: offline, its caches in the home, and a thread for each core it may use."""
+def _environment(processes: int = 1) -> dict[str, str]:
+    """The child's environment: offline, its caches in the home, and a thread for each core it may use.
+
+    `processes`: how many on this machine share the cores.
+    """
     cache = home() / "cache"
     given = dict(os.environ)
-    threads = given.get("OMP_NUM_THREADS") or str(cores())
+    threads = given.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
     path = os.pathsep.join(p for p in (str(_ROOT), given.get("PYTHONPATH", "")) if p)
     ours = {
         "PYTHONPATH": path,

@@ -20,6 +20,7 @@ PROGRESS = "progress.jsonl"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 LOG = "training.log"
+MICRO_BATCH = "micro-batch"  # rows of one forward pass, as an attempt found them to fit
 RUN_ME_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped in good order, and another attempt goes on from there
 NOT_FINITE = 76
 

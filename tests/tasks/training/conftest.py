@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import polars as pl
 import pytest
@@ -12,6 +16,8 @@ from tasks.mixture import Split, TokenisedMixture
 from tasks.recipe import Recipe, parse
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
+from tasks.train import training_spec
+from tasks.training import TrainingResult
 
 START, END = 1, 2
 
@@ -115,5 +121,57 @@ def recipe() -> Callable[..., Recipe]:
                 "evaluation": {"suites": [{"name": "chat_format", "kind": "chat", "role": "target"}]},
             }
         )
+
+    return make
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an attempt in this process left."""
+
+    result: TrainingResult
+    losses: list[float]
+    adapter: Path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order: what is compared is compared bit for bit."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train_here(
+    recipe: Callable[..., Recipe], mixture: TokenisedMixture, base: BaseSnapshot, store: Store, tmp_path: Path
+) -> Callable[..., Trained]:
+    """Trains in this process, with the transformers backend: a second instead of a child's ten.
+
+    `rows`: to train on, else the mixture's; `work`: a folder of an earlier attempt to go on in; `on`: another base.
+    """
+    from tasks.training import transformers_backend
+    from tasks.training.child import Attempt
+
+    def make(
+        rows: list[tuple[list[int], list[bool]]] | None = None,
+        work: Path | None = None,
+        on: BaseSnapshot = base,
+        arrange: Callable[[Attempt], object] = lambda attempt: None,
+        **training: object,
+    ) -> Trained:
+        night = recipe(backend="transformers", **training)
+        trained_on = make_mixture(store, rows) if rows else mixture
+        work = work or Path(mkdtemp(dir=tmp_path))
+        work.mkdir(exist_ok=True)
+        attempt = Attempt(training_spec(night, trained_on, on, store, work), os.open(os.devnull, os.O_WRONLY))
+        arrange(attempt)
+        result = transformers_backend.train(attempt)
+        assert result is not None
+        lines = (work / "progress.jsonl").read_text().splitlines()
+        return Trained(result, [json.loads(line)["loss"] for line in lines], work / "adapter")
 
     return make

@@ -1,0 +1,208 @@
+"""How an adapter comes about, from spec to folder, whatever backend loads the base and adds the adapter.
+
+Everything that could differ between two attempts is fixed before the first step: the order of the rows,
+the seeds, the precision of the adapter, the rows of a forward pass. So an attempt that goes on from a
+checkpoint makes the adapter that an undisturbed one makes.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import BadInput, WorldFailed
+from tasks.training import adapter_folder, checkpoints, method, parity, rows
+from tasks.training.child import Attempt, Stopped
+from tasks.training.environment import describe, peak_memory
+from tasks.training.spec import ADAPTER, CHECKPOINTS, MICRO_BATCH, TrainingResult, TrainingSpec
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a training library does its own way.
+
+    `load(spec, longest)`: the base, frozen, in the method's precision, for rows of up to `longest` tokens;
+    `adapt(model, spec)`: the same with a new adapter in it;
+    `trainer()`: the kind of trainer, an AdapterTrainer.
+    """
+
+    load: Callable[[TrainingSpec, int], Any]
+    adapt: Callable[[Any, TrainingSpec], Any]
+    trainer: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained on: rows, their order, and the tokens that end a turn."""
+
+    training: rows.Rows
+    validation: rows.Rows | None
+    order: np.ndarray
+    ends: list[int]
+
+
+def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
+    """Train one adapter and leave it in the work folder; None in all processes of an attempt but the first.
+
+    Raises BadInput for rows or settings that would train wrongly, NotFinite for a loss that is not
+    finite, WorldFailed for a device or disk that gives out and for an adapter that answers differently
+    after it is loaded again; Stopped once the state is saved.
+    """
+    from transformers import AutoTokenizer, set_seed
+
+    from tasks.training.watch import require_trained
+
+    spec, work, recipe = attempt.spec, attempt.spec.work, attempt.spec.training
+    method.require_device(recipe)
+    tokenizer = AutoTokenizer.from_pretrained(spec.base_folder, local_files_only=True)
+    data = _data(attempt, tokenizer)
+    steps = math.ceil(len(data.order) / recipe.batch_size)
+    checkpoint = attempt.from_first(lambda: checkpoints.newest(work / CHECKPOINTS))
+    resumed = checkpoints.step_of(checkpoint) if checkpoint else 0
+    earlier = attempt.from_first(lambda: attempt.reported(until=resumed))
+
+    set_seed(recipe.seed)
+    model = backend.adapt(_loaded(backend, spec, int(data.training.lengths.max())), spec)
+    method.begin(model, spec)
+    trainer, micro = _trial(attempt, backend, model, tokenizer, data, earlier[-1].seconds if earlier else 0.0)
+
+    attempt.training_begins()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < steps:
+        raise Stopped
+    if not attempt.first:
+        return None
+    losses = [progress.loss for progress in attempt.reported(until=steps)]
+    last = losses[-max(1, len(losses) // 10) :]
+    seconds = trainer.watch.seconds()
+    from tasks.training.trainer import validation_loss
+
+    measured = TrainingResult(
+        steps=steps,
+        loss=sum(last) / len(last),
+        validation_loss=validation_loss(trainer, data.validation, micro) if data.validation else None,
+        tokens=int(data.training.lengths[data.order].sum()),
+        supervised_tokens=int(data.training.supervised[data.order].sum()),
+        seconds=seconds,
+        peak_memory=peak_memory(),
+        device=str(trainer.args.device),
+        resumed=resumed,
+        environment=describe()
+        | {
+            "processes": attempt.processes,
+            "micro_batch_size": micro,
+            "learning_rate": recipe.learning_rate * spec.rate_scale,
+            "useful_tokens": round(_useful(data, recipe.batch_size, micro), 4),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    )
+    folder = work / ADAPTER
+    shutil.rmtree(folder, ignore_errors=True)
+    asked = parity.prompts(data.training)
+    answers = parity.logits(model, asked)
+    require_trained(model)
+    method.save(model, spec, folder)
+    adapter_folder.complete(folder, spec, data.ends)
+    del model, trainer
+    _free()
+    parity.require(answers, parity.logits(_reloaded(backend, spec, asked), asked))
+    return measured
+
+
+def _data(attempt: Attempt, tokenizer: Any) -> _Data:
+    """The splits, checked, and the order they are trained in."""
+    spec, recipe = attempt.spec, attempt.spec.training
+    stops = set(adapter_folder.stop_tokens(spec.base_folder))
+    # Each process reads a file of its own, so that none waits for another's.
+    bounds = {"max_length": spec.max_length, "vocabulary": len(tokenizer)}
+    training = rows.prepare(spec.train, spec.work / f"train.{attempt.process}.arrow", **bounds)
+    ends = rows.ends_of_turn(training, stops, set(tokenizer.added_tokens_decoder))
+    validation = None
+    if spec.validation and attempt.first:
+        validation = rows.prepare(spec.validation, spec.work / "validation.arrow", **bounds)
+    order = rows.order(
+        training.lengths,
+        batch_size=recipe.batch_size,
+        epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        seed=recipe.seed,
+    )
+    return _Data(training, validation, order, ends)
+
+
+def _loaded(backend: Backend, spec: TrainingSpec, longest: int) -> Any:
+    """The base; in NF4 with double quantisation where the method says so, and never silently not."""
+    model = backend.load(spec, longest)
+    quantised = spec.training.method == "qlora"
+    if quantised != any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+        found = "is not" if quantised else "is"
+        raise BadInput(
+            "training.method",
+            spec.training.method,
+            f"does not go with this base here: after loading it {found} quantised to 4 bits",
+            "bitsandbytes may not support this device or these layer widths; choose the other method."
+            if quantised
+            else "Name the 16-bit version of the base.",
+        )
+    return model
+
+
+def _trial(
+    attempt: Attempt, backend: Backend, model: Any, tokenizer: Any, data: _Data, before: float
+) -> tuple[Any, int]:
+    """A trainer that the run's largest batch has been through, and the rows of its forward pass.
+
+    Where memory runs out they are halved, and the passes of a step doubled, so that the global batch stays
+    the recipe's; what was found is kept for the attempts to come. Raises WorldFailed where one row is too much.
+    """
+    from transformers import set_seed
+
+    from tasks.training import trainer as trainers
+
+    recipe = attempt.spec.training
+    note = attempt.spec.work / MICRO_BATCH
+    share = recipe.batch_size // attempt.processes
+    micro = int(note.read_text()) if note.is_file() else recipe.micro_batch_size or share
+    while True:
+        set_seed(recipe.seed)
+        trainer = trainers.make(attempt, backend.trainer(), model, tokenizer, data.training, data.order, micro, before)
+        fits = trainers.longest_batch_fits(trainer, data.training, data.order, recipe.batch_size, micro)
+        if not attempt.agreed(not fits):
+            break
+        if micro == 1:
+            raise WorldFailed(
+                "GPU memory",
+                f"is too small for one row of {data.training.lengths.max()} tokens",
+                "Lower base.max_length or use a smaller base.",
+            )
+        micro = next(m for m in range(micro // 2, 0, -1) if share % m == 0)
+    if attempt.first:
+        note.write_text(str(micro))
+    return trainer, micro
+
+
+def _useful(data: _Data, batch_size: int, micro: int) -> float:
+    """Share of the tokens that are no padding."""
+    batches = rows.micro_batches(data.order, batch_size=batch_size, micro_batch_size=micro)
+    return float(data.training.lengths[data.order].sum() / rows.padded(data.training.lengths, batches).sum())
+
+
+def _reloaded(backend: Backend, spec: TrainingSpec, asked: list[list[int]]) -> Any:
+    """Base and adapter as anyone will load them, from disk."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(_loaded(backend, spec, max(map(len, asked))), spec.work / ADAPTER)
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,78 @@
+"""The ways to train an adapter: as PEFT takes them, and what does not go together is refused, never left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import BadInput
+from tasks.recipe import Training
+from tasks.training.spec import TrainingSpec
+
+_BEGINNING = "beginning"  # the folder of a PiSSA adapter before its first step
+
+
+def require_possible(training: Training) -> None:
+    """Raise BadInput for options that no device and no base would make go together."""
+    if training.method == "full":
+        raise BadInput(
+            "training.method",
+            "full",
+            "makes a new base model and no adapter; only adapters are compared, registered and rolled back",
+            "Use lora or qlora with target_modules all-linear and a high rank.",
+        )
+    if training.backend == "unsloth" and training.processes * training.nodes > 1:
+        raise BadInput(
+            "training.processes",
+            training.processes * training.nodes,
+            "is more than the one process that Unsloth trains in",
+            "Set training.backend to transformers.",
+        )
+    if training.pissa and training.method == "qlora":
+        raise BadInput(
+            "training.pissa", True, "takes the base's singular vectors, which 4-bit weights hide", "Use method lora."
+        )
+    if training.pissa and training.rslora:
+        raise BadInput("training.pissa", True, "can't be saved as plain LoRA with rslora", "Leave one of them out.")
+    if training.pissa and training.dora:
+        raise BadInput("training.pissa", True, "can't be saved as plain LoRA with dora", "Leave one of them out.")
+
+
+def require_device(training: Training) -> None:
+    """Raise BadInput for what needs a CUDA device, where there is none."""
+    import torch
+
+    if training.optimizer.startswith("paged_") and not torch.cuda.is_available():
+        raise BadInput(
+            "training.optimizer",
+            training.optimizer,
+            "pages moments out of a CUDA device's memory, and there is none here",
+            "Use adamw or adamw_8bit.",
+        )
+
+
+def lora_options(training: Training) -> dict[str, Any]:
+    """PEFT's keyword arguments for the adapter."""
+    targets = training.target_modules
+    return {
+        "r": training.rank,
+        "lora_alpha": training.alpha,
+        "lora_dropout": training.dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "use_rslora": training.rslora,
+        "use_dora": training.dora,
+        "init_lora_weights": "pissa" if training.pissa else True,
+    }
+
+
+def begin(model: Any, spec: TrainingSpec) -> None:
+    """Keep what a PiSSA adapter begins with: it was taken out of the base, and goes back when it is saved."""
+    if spec.training.pissa:
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(spec.work / _BEGINNING)
+
+
+def save(model: Any, spec: TrainingSpec, folder: Path) -> None:
+    """Write PEFT's two files, of an adapter for the unchanged base."""
+    beginning = str(spec.work / _BEGINNING) if spec.training.pissa else None
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=beginning)

@@ -1,0 +1,71 @@
+"""The reference backend: QLoRA and LoRA with transformers, PEFT and bitsandbytes, on any number of devices.
+
+It runs without Unsloth in the process. Several processes are started by ranks.py and train as one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tasks.training import method
+from tasks.training.child import Attempt, serve
+from tasks.training.spec import TrainingResult, TrainingSpec
+
+
+def train(attempt: Attempt) -> TrainingResult | None:
+    """Train one adapter with transformers; see loop.train."""
+    from tasks.training import loop
+
+    return loop.train(attempt, loop.Backend(load=_load, adapt=_adapt, trainer=_trainer))
+
+
+def _load(spec: TrainingSpec, longest: int) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = torch.float16 if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+    config = json.loads((spec.base_folder / "config.json").read_text(encoding="utf-8"))
+    quantise = spec.training.method == "qlora" and "quantization_config" not in config
+    model = AutoModelForCausalLM.from_pretrained(
+        spec.base_folder,
+        dtype=dtype,
+        quantization_config=four_bit if quantise else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    return model.requires_grad_(False)
+
+
+def _adapt(model: Any, spec: TrainingSpec) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **method.lora_options(spec.training)))
+
+
+def _trainer() -> Any:
+    import torch
+    import transformers
+
+    from tasks.training.trainer import AdapterTrainer
+
+    if torch.cuda.is_available():
+        return AdapterTrainer
+
+    class OnCpu(AdapterTrainer):
+        # TRL computes its loss in Triton kernels, which no CPU runs.
+        compute_loss = transformers.Trainer.compute_loss
+
+    return OnCpu
+
+
+if __name__ == "__main__":
+    serve(train)
