@@ -23,7 +23,6 @@ def table(n: int = 20, broken: int = 0, mostly: float = 0.9, kept: int | None = 
     frame = pd.DataFrame(
         {
             "row_id": pd.Series([f"{i:032x}" for i in range(n)], dtype="str"),
-            "kind": pd.Series(["chat"] * n, dtype="str"),
             "turns": pd.Series([2] * n, dtype="int64"),
             "kept": pd.Series([int(i < (n if kept is None else kept)) for i in range(n)], dtype="int8"),
             "odd": pd.Series(flags, dtype="bool"),
@@ -31,7 +30,7 @@ def table(n: int = 20, broken: int = 0, mostly: float = 0.9, kept: int | None = 
         }
     )
     rules = [rule("odd", "critical", mostly, broken), rule("other", "info", 0.0)]
-    return Table(frame, conversations.suite(name, kind="chat", min_rows=1, rules=rules))
+    return Table(frame, conversations.suite(name, min_rows=1, rules=rules))
 
 
 def run(tmp_path: Path, *tables: Table, night: str = "night") -> list[Outcome]:
@@ -63,14 +62,12 @@ def test_a_table_of_which_nothing_is_kept_does_not_pass(tmp_path: Path) -> None:
     assert "expect_column_sum_to_be_between:kept" in failed(run(tmp_path, table(kept=0)))
 
 
-def test_wrong_ids_kinds_and_columns_are_found(tmp_path: Path) -> None:
+def test_wrong_ids_and_columns_are_found(tmp_path: Path) -> None:
     wrong = table()
     wrong.frame.loc[0, "row_id"] = "0123"
-    wrong.frame.loc[1, "kind"] = "tool"
     wrong.frame["extra"] = 1
     assert failed(run(tmp_path, wrong)) == {
         "expect_column_values_to_match_regex:row_id": 1,
-        "expect_column_values_to_be_in_set:kind": 1,
         "expect_table_columns_to_match_set:None": 0,
     }
 
