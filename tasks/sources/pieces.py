@@ -6,7 +6,7 @@ A night knows most rows from the night before. By its key a row is found again w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,28 +57,39 @@ class Records:
 
 
 class Lines:
-    """Lines of a JSON-lines file, each a row; `numbers`: which lines of the file they are."""
+    """Lines of a JSON-lines file, each a row: those of `text` (u8) from `starts` to `ends` (i64); `numbers`: which
+    lines of the file they are."""
 
-    def __init__(self, shown: str, lines: list[bytes], numbers: Sequence[int]) -> None:
-        self.shown, self.lines, self.numbers = shown, lines, numbers
+    def __init__(self, shown: str, text: np.ndarray, starts: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> None:
+        self.shown, self.numbers = shown, numbers
+        self._text, self._starts, self._ends = text.data, starts, ends
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.numbers)
 
     def records(self, where: Iterable[int] | None = None) -> list[Record]:
-        return [self._object(place) for place in (range(len(self.lines)) if where is None else where)]
+        places = range(len(self)) if where is None else where
+        return [self._object(place, line) for place, line in zip(places, self._lines(where), strict=True)]
 
     def texts(self, where: Iterable[int]) -> Iterator[bytes]:
-        return (self.lines[place] for place in where)
+        return map(bytes, self._lines(where))
 
     def keys(self) -> np.ndarray:
-        return _digests(self.lines)
+        return _digests(self._lines())
 
-    def _object(self, place: int) -> Record:
-        line, number = self.lines[place], self.numbers[place]
+    def _lines(self, where: Iterable[int] | None = None) -> Iterator[memoryview]:
+        """One at a time: many views held at once are work for the garbage collector."""
+        starts, ends = self._starts, self._ends
+        if where is not None:
+            places = np.array(list(where), np.int64)
+            starts, ends = starts[places], ends[places]
+        return (self._text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
+
+    def _object(self, place: int, text: memoryview) -> Record:
         try:
-            value = orjson.loads(line)
+            value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
+            line, number = bytes(text), int(self.numbers[place])
             try:
                 line.decode()
             except UnicodeDecodeError as at:
@@ -86,7 +97,7 @@ class Lines:
                 raise BadInput(f"{self.shown}:{number}", line[:40], problem, "Save it as UTF-8.") from error
             raise bad_line(self.shown, number, line, f"is not JSON ({error.msg})") from error
         if not isinstance(value, dict):
-            raise bad_line(self.shown, number, line, "is not a JSON object")
+            raise bad_line(self.shown, int(self.numbers[place]), bytes(text), "is not a JSON object")
         return value
 
 
@@ -139,7 +150,7 @@ def bad_line(shown: str, number: int, line: bytes, problem: str) -> BadInput:
     return BadInput(f"{shown}:{number}", excerpt, problem, "Correct or remove that line.")
 
 
-def _digests(texts: Iterable[bytes]) -> np.ndarray:
+def _digests(texts: Iterable[bytes | memoryview]) -> np.ndarray:
     digests = b"".join([hashlib.sha256(text).digest()[:16] for text in texts])
     return np.frombuffer(digests, "<u8").reshape(-1, 2)
 

@@ -12,11 +12,12 @@ import io
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import orjson
 
 from tasks.errors import BadInput
@@ -32,6 +33,9 @@ BATCH_BYTES = 32 * 2**20
 # No conversation is as long as this; what is has another form than its name says, or a quote that is not closed.
 ROW_BYTES = 64 * 2**20
 _PIECE = 2**20
+_MARK = b"\xef\xbb\xbf"
+# Of each byte, whether bytes.strip() takes it away.
+_BLANK = np.isin(np.arange(256), list(b" \t\n\r\v\f"))
 # Of text that repeats itself, zstandard makes thousands of times as much.
 _PACKED_PIECE = 2**16
 
@@ -166,32 +170,45 @@ def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
 
 def _json_lines(file: IO[bytes], shown: str) -> Iterator[Piece]:
     first = 1
-    for lines in _whole_lines(file, shown):
-        if first == 1:
-            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-        for at in range(0, len(lines), BATCH_ROWS):
-            texts = [line.strip() for line in lines[at : at + BATCH_ROWS]]
-            numbers: Sequence[int] = range(first + at, first + at + len(texts))
-            if not all(texts):
-                numbers = [number for number, text in zip(numbers, texts, strict=True) if text]
-                texts = [text for text in texts if text]
-            if texts:
-                yield Lines(shown, texts, numbers)
-        first += len(lines)
+    for text, ends in _whole_lines(file, shown):
+        start = len(_MARK) if first == 1 and text[: len(_MARK)].tobytes() == _MARK else 0
+        starts, ends = np.concatenate([[start], ends[:-1] + 1]), ends.copy()
+        # A file of nothing but the mark begins its one line at its end.
+        bare = _BLANK[text[np.minimum(starts, len(text) - 1)]] | _BLANK[text[ends - 1]]
+        for place in np.flatnonzero(bare & (starts < ends)):
+            line = text[starts[place] : ends[place]].tobytes()
+            starts[place] += len(line) - len(line.lstrip())
+            ends[place] = starts[place] + len(line.strip())
+        written = np.flatnonzero(starts < ends)
+        for at in range(0, len(written), BATCH_ROWS):
+            some = written[at : at + BATCH_ROWS]
+            yield Lines(shown, text, starts[some], ends[some], first + some)
+        first += len(ends)
 
 
-def _whole_lines(file: IO[bytes], shown: str) -> Iterator[list[bytes]]:
-    rest, number = b"", 1
-    while piece := file.read(BATCH_BYTES):
-        ended, newline, rest = (rest + piece).rpartition(b"\n")
-        if newline:
-            lines = ended.split(b"\n")
-            number += len(lines)
-            yield lines
+def _whole_lines(file: IO[bytes], shown: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The text (u8) of some lines after the other, and where in it each line ends (i64).
+
+    Most lines are hashed and no more, so they are not copied, and read into memory that is not cleared first.
+    """
+    rest: np.ndarray = np.empty(0, np.uint8)
+    number = 1
+    while True:
+        text = np.empty(len(rest) + BATCH_BYTES, np.uint8)
+        text[: len(rest)] = rest
+        read = cast(Any, file).readinto(text[len(rest) :])
+        if not read:
+            break
+        text = text[: len(rest) + read]
+        ends = np.flatnonzero(text == ord("\n"))
+        if len(ends):
+            yield text[: ends[-1] + 1], ends
+            number += len(ends)
+        rest = text[ends[-1] + 1 :] if len(ends) else text
         if len(rest) > ROW_BYTES:
-            raise _too_long(shown, number, rest)
-    if rest:
-        yield [rest]
+            raise _too_long(shown, number, rest[:80].tobytes())
+    if len(rest):
+        yield rest, np.array([len(rest)])
 
 
 def _not_finite(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -175,6 +176,32 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([b"\n", b"\r\n", b" ", b"\v", b"{}", b"12", b"\xef\xbb\xbf"]), max_size=12).map(b"".join),
+    st.integers(1, 9),
+    st.integers(1, 3),
+)
+def test_lines_are_those_of_the_file_without_blanks_wherever_a_piece_of_it_ends(
+    tmp_path: Path, content: bytes, size: int, rows: int
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.sources.records.BATCH_BYTES", size)
+        patch.setattr("tasks.sources.records.BATCH_ROWS", rows)
+        pieces = list(read_pieces(path, path.name))
+    assert all(0 < len(piece) <= rows for piece in pieces)
+    found = [text for piece in pieces for text in piece.texts(range(len(piece)))]
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert found == [line.strip() for line in lines if line.strip()]
+    keys = [key for piece in pieces for key in piece.keys().tobytes().hex(" ", 16).split()]
+    assert keys == [hashlib.sha256(line).hexdigest()[:32] for line in found]
+    assert [int(number) for piece in pieces for number in piece.numbers] == [  # type: ignore[attr-defined]
+        number for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), JSON, max_size=3), min_size=1, max_size=5))
