@@ -47,6 +47,10 @@ class ToolCall(BaseModel):
     arguments: str | None
 
 
+class Unreadable(Exception):
+    """Calls that are not written as a name and a JSON object of arguments; its text is what is written."""
+
+
 class Calls(NamedTuple):
     """Calls read from a text: `end` is where they end in it, `whole` whether they are as the template writes them."""
 
@@ -173,10 +177,14 @@ _DECODER = json.JSONDecoder()
 
 
 def learn(template: ChatTemplate) -> CallStyle | None:
-    """How a template writes calls; None where it writes none, or not as a name and a JSON object of arguments."""
+    """How a template writes calls; None where it writes none. Raises Unreadable."""
     one, both = _written(template, _CALLS[:1]), _written(template, _CALLS)
-    if one is None or (found := _found(one, _CALLS[0], 0)) is None:
+    name, arguments = _CALLS[0]
+    if one is None or name not in one or not all(str(value) in one for value in arguments.values()):
         return None
+    found = _found(one, _CALLS[0], 0)
+    if found is None:
+        raise Unreadable(one)
     between = None
     if both is not None and (first := _found(both, _CALLS[0], 0)) and (second := _found(both, _CALLS[1], first.end)):
         between = both[first.end : second.start]

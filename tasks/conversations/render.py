@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from tasks.conversations.answer import Answer, parse_answer
-from tasks.conversations.call_style import HERMES, learn
+from tasks.conversations.call_style import HERMES, Unreadable, learn
 from tasks.conversations.encode import Encoder
 from tasks.conversations.schema import MESSAGES
 from tasks.conversations.template import (
@@ -68,7 +68,11 @@ class Renderer:
         self.folder = folder
         self.template = template
         # What writes no calls is read as most templates write them.
-        self.call_style = learn(template) or HERMES
+        self.call_style, self._unreadable = HERMES, ""
+        try:
+            self.call_style = learn(template) or HERMES
+        except Unreadable as error:
+            self._unreadable = str(error)
         self.stop_tokens = template.stop_tokens
         self.stop_ids = tuple(stop_ids)
         added = tokenizer.added_tokens_decoder
@@ -124,7 +128,10 @@ class Renderer:
         Columns: row_id, input_ids: list of i32, loss_mask: list of bool, problem: text or null, trained_turns,
         tokens, supervised_tokens: i32. A row with a `problem` has null ids and mask, and zeros. `trained_turns`
         is less than the number of assistant turns where the template rewrites earlier ones.
+
+        Raises BadInput for rows with tools where the template writes calls in a way that cannot be read back.
         """
+        self._require_readable(rows)
         parts = [self._render(rows.slice(at, _CHUNK)) for at in range(0, rows.height, _CHUNK)]
         return pl.concat(parts) if parts else pl.DataFrame(schema=_RENDERED)
 
@@ -132,8 +139,9 @@ class Renderer:
         """What inference renders to have the last assistant turn of each row written, in a mode.
 
         Columns: row_id, prompt: text, prompt_ids: list of i32, expected: that turn as a struct of the schema,
-        problem: text or null (then the others but row_id are null).
+        problem: text or null (then the others but row_id are null). Raises BadInput as `render` does.
         """
+        self._require_readable(rows)
         prompts: list[str | None] = []
         expected: list[Any] = []
         problems: list[str | None] = []
@@ -196,6 +204,17 @@ class Renderer:
         files = {name: file_digest(self.folder / name) for name in _TOKENIZER_FILES if (self.folder / name).exists()}
         template = [self.template.source, self.template.tool_source]
         return digest({"files": files, "configs": configs, "template": template, "stops": sorted(self.stop_ids)})
+
+    def _require_readable(self, rows: pl.DataFrame) -> None:
+        # Trained on, such calls would be learnt; asked for, every right one would count as wrong.
+        if self._unreadable and rows["tools"].is_not_null().any():
+            raise BadInput(
+                "base.chat_template",
+                self._unreadable,
+                "is how it writes a call, which Nightowl cannot read back, and there are rows with tools",
+                "Give a template that writes a call as its name and a JSON object of its arguments, such as "
+                '<tool_call>{"name": ..., "arguments": {...}}</tool_call>, or leave out what has tools.',
+            )
 
     def _render(self, rows: pl.DataFrame) -> pl.DataFrame:
         texts = [self._text(messages, tools) for _, messages, tools in _conversations(rows)]

@@ -29,9 +29,12 @@ def resolve(uri: SourceUri) -> Pin:
     return _pin(uri, find_data(uri))
 
 
-def write(uri: SourceUri, pin: Pin, data: Path) -> None:
-    """Copy the files into a folder; raises WorldFailed when they are no longer what `pin` says."""
-    copy(uri, find_data(uri), pin, data)
+def write(uri: SourceUri, pin: Pin, data: Path, sifted: bool) -> None:
+    """Copy the files into a folder; raises WorldFailed when they are no longer what `pin` says.
+
+    `sifted`: room must be left for their rows to be written once more.
+    """
+    copy(uri, find_data(uri), pin, data, times=2 if sifted else 1)
 
 
 def resolve_model(uri: SourceUri) -> Pin:
@@ -85,11 +88,11 @@ def find_model(uri: SourceUri) -> dict[str, Path]:
     return {p.name: p for p in present if p.name.endswith(_MODEL_FILES)}
 
 
-def copy(uri: SourceUri, files: dict[str, Path], pin: Pin, target: Path) -> None:
-    """Copy files to `target` and check that they are what was pinned."""
+def copy(uri: SourceUri, files: dict[str, Path], pin: Pin, target: Path, times: int = 1) -> None:
+    """Copy files to `target`, where there must be room for them `times` times; check that they are what was pinned."""
     target.mkdir(parents=True, exist_ok=True)
     need = sum(place.stat().st_size for place in files.values())
-    require_space(target, need, uri.text)
+    require_space(target, need * times, uri.text)
     digests = {}
     for name, place in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)

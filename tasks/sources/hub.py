@@ -101,9 +101,12 @@ def retry_after(value: str | None) -> float | None:
             return None
 
 
-def download(hub: Hub, uri: SourceUri, commit: str, files: list[RemoteFile], work: Path, target: Path) -> None:
+def download(
+    hub: Hub, uri: SourceUri, commit: str, files: list[RemoteFile], work: Path, target: Path, beside: int = 0
+) -> None:
     """Bring `files` at a commit into `target`; what an earlier attempt left in `work` is made use of.
 
+    `beside`: bytes that will be written to that disk besides the files.
     Raises WorldFailed when they don't fit on the disk, or when a file does not have the listed digest
     even after it was fetched a second time.
     """
@@ -115,7 +118,7 @@ def download(hub: Hub, uri: SourceUri, commit: str, files: list[RemoteFile], wor
     partial = {file: work / PARTIAL / hashlib.sha256(file.place.encode()).hexdigest() for file in missing}
     here = sum(path.stat().st_size for path in (work / PARTIAL).rglob("*") if path.is_file())
     work.mkdir(parents=True, exist_ok=True)
-    require_space(work, sum(file.size for file in missing) - here, uri.text)
+    require_space(work, sum(file.size for file in missing) - here + beside, uri.text)
     (work / PARTIAL).mkdir(exist_ok=True)
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         transfers = [

@@ -42,12 +42,18 @@ def resolve(uri: SourceUri) -> Pin:
 
 
 def write(
-    uri: SourceUri, pin: Pin, folder: Path, data: Path, earlier: Mapping[str, Path], kept_as: Callable[[str], str]
+    uri: SourceUri,
+    pin: Pin,
+    folder: Path,
+    data: Path,
+    earlier: Mapping[str, Path],
+    kept_as: Callable[[str], str],
+    sifted: bool,
 ) -> str | None:
     """Write the objects at a pin into `data`, and their listing into the snapshot's folder; its watermark, as JSON.
 
     `earlier`: sound files of an earlier snapshot by `name` in it, and its own listing under OBJECTS; `kept_as`: the
-    name there of what an object held.
+    name there of what an object held; `sifted`: room must be left for all rows to be written once more.
     """
     bucket = Bucket(uri)
     # What has come since it was pinned is not asked for: a bucket that is written to all the time can be read.
@@ -66,7 +72,8 @@ def write(
     # Not in the snapshot's folder, which is another one as soon as the bucket has one more object.
     stage = folder.with_name(f"bucket-{digest(uri.text)}")
     with FileLock(f"{stage}.lock"):
-        download(bucket, uri, pin.revision, missing, stage, stage / DATA)
+        beside = sum(file.size for file in listing.files) if sifted else 0
+        download(bucket, uri, pin.revision, missing, stage, stage / DATA, beside)
         for file in missing:
             link(stage / DATA / file.place, data / file.name)
         for file, path in held.items():

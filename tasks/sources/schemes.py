@@ -69,24 +69,26 @@ def write_data(
     permission, whose files need not be fetched again. Raises BadInput for a source without rows and for a file that
     cannot be read, with its line.
     """
-    data = folder / (RAW if permission.asks() else DATA)
+    # Rows that must be asked about are written a second time, which the check of the disk has to know beforehand.
+    asks = permission.asks()
+    data = folder / (RAW if asks else DATA)
     licence = watermark = None
     if earlier and earlier.snapshot.revision == pin.revision and earlier.files.keys() == earlier.snapshot.files.keys():
         licence, watermark = earlier.snapshot.licence, earlier.snapshot.watermark
         _link(earlier.files, folder, data)
     elif uri.scheme in HUBS:
-        licence = _download(uri, "data", pin, folder, data)
+        licence = _download(uri, "data", pin, folder, data, asks)
     elif uri.scheme == "file":
-        files.write(uri, pin, data)
+        files.write(uri, pin, data, asks)
     elif uri.scheme == "s3":
-        kept_as = sifted_name if permission.asks() else str
-        watermark = s3.write(uri, pin, folder, data, earlier.files if earlier else {}, kept_as)
+        kept_as = sifted_name if asks else str
+        watermark = s3.write(uri, pin, folder, data, earlier.files if earlier else {}, kept_as, asks)
     elif uri.scheme == "gym":
         licence = gym.write(uri, data)
     else:
         licence = sample.write(uri, data)
     sifted: dict[str, Any] = {}
-    if permission.asks():
+    if asks:
         sifted = sift(uri, data, folder / DATA, permission, cutoff)
         shutil.rmtree(data)
     rows = survey(uri, folder)
@@ -127,7 +129,7 @@ def write_base(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
     """Write a base model's files into a base snapshot's folder; the fields of its manifest."""
     licence: str | None = None
     if uri.scheme in HUBS:
-        licence = _download(uri, "model", pin, folder, folder)
+        licence = _download(uri, "model", pin, folder, folder, sifted=False)
     elif uri.scheme == "file":
         files.write_model(uri, pin, folder)
     else:
@@ -143,13 +145,13 @@ def _resolve_hub(uri: SourceUri, what: What) -> Pin:
     return Pin(revision=hub.with_retries(client, lambda: client.listing(uri.revision)).commit, requested=uri.revision)
 
 
-def _download(uri: SourceUri, what: What, pin: Pin, folder: Path, target: Path) -> str | None:
+def _download(uri: SourceUri, what: What, pin: Pin, folder: Path, target: Path, sifted: bool) -> str | None:
     client = _client(uri, what)
     listing = hub.with_retries(client, lambda: client.listing(pin.revision))
     if isinstance(client, ModelScope):
         listing = listing.model_copy(update={"card": client.card(listing, folder / hub.PARTIAL)})
     chosen = hub.choose_data(uri, listing) if what == "data" else hub.choose_model(uri, listing)
-    hub.download(client, uri, pin.revision, chosen, folder, target)
+    hub.download(client, uri, pin.revision, chosen, folder, target, sum(f.size for f in chosen) if sifted else 0)
     return listing.licence
 
 

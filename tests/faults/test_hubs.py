@@ -167,9 +167,14 @@ def test_a_disk_too_small_is_found_before_a_byte_is_transferred(
 ) -> None:
     hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("tasks.sources.files.shutil.disk_usage", lambda _: usage(10**9, 10**9, 2**24))
+    monkeypatch.setattr("tasks.sources.files.shutil.disk_usage", lambda _: usage(10**9, 10**9, free))
+    free = 2**24
     with pytest.raises(WorldFailed, match="are free in"):
         fetch(source(f"{scheme}://org/data"), store)
+    # Enough for the file, and not for its rows to be written once more.
+    free += len(LARGE)
+    with pytest.raises(WorldFailed, match="are free in"):
+        fetch(source(f"{scheme}://org/data").model_copy(update={"consent": "ok"}), store)
     assert not hub.asked("two.jsonl")
 
 

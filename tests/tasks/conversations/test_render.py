@@ -280,3 +280,31 @@ def test_what_is_trained_reads_back_as_the_turns(
             answer = demo_renderer.parse_answer(text)
             assert (answer.content, answer.thinking, answer.malformed) == (content, thinking, False)
             assert [(call.name, call.arguments) for call in answer.tool_calls] == (calls or [])
+
+
+CALLS_OF_PARAMETERS = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for c in m.tool_calls or [] %}{{ '<tool_call>\n<function=' + c.function.name + '>\n' }}
+{%- for key, value in c.function.arguments | items %}{{ '<parameter=' + key + '>\n' ~ value ~ '\n</parameter>\n' }}
+{%- endfor %}{{ '</function>\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+NO_CALLS = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def test_calls_that_could_not_be_read_back_are_neither_trained_nor_asked_for(
+    demo_base: Path, shapes: dict[str, pl.DataFrame]
+) -> None:
+    renderer = Renderer.open(demo_base, CALLS_OF_PARAMETERS)
+    rows = pl.concat([shapes["multi_turn"], shapes["tools"]])
+    for ask in (renderer.render, lambda rows: renderer.prompts(rows, "direct")):
+        with pytest.raises(BadInput, match=r"base\.chat_template: '<tool_call>.n<function=look_up>.*JSON object"):
+            ask(rows)
+    assert renderer.render(shapes["multi_turn"])["problem"].to_list() == [None]
+
+
+def test_a_template_that_writes_no_calls_sets_aside_the_rows_that_have_some(
+    demo_base: Path, shapes: dict[str, pl.DataFrame]
+) -> None:
+    rendered = Renderer.open(demo_base, NO_CALLS).render(pl.concat([shapes["multi_turn"], shapes["tools"]]))
+    assert rendered["problem"][0] is None
+    assert "leaves out the tool get_weather" in rendered["problem"][1]

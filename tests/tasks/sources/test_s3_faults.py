@@ -121,9 +121,14 @@ def test_a_disk_too_small_is_found_before_a_byte_is_transferred(
 ) -> None:
     bucket.put("logs/1.jsonl", LARGE)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("tasks.sources.files.shutil.disk_usage", lambda _: usage(10**9, 10**9, 2**24))
+    free = 2**24
+    monkeypatch.setattr("tasks.sources.files.shutil.disk_usage", lambda _: usage(10**9, 10**9, free))
     with pytest.raises(WorldFailed, match="are free in"):
         fetch(source("s3://logs/logs"), store)
+    # Enough for the objects, and not for their rows to be written once more.
+    free += len(LARGE)
+    with pytest.raises(WorldFailed, match="are free in"):
+        fetch(source("s3://logs/logs", consent="ok"), store)
     assert between.sent < 10_000
 
 

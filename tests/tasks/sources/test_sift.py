@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import namedtuple
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch, source_inputs
 from tasks.recipe import Source
 from tasks.sources import Snapshot, read_batches
@@ -155,3 +156,23 @@ def test_two_files_that_would_be_kept_under_one_name_are_refused(store: Store, t
 def test_what_is_generated_has_nobody_to_consent(uri: str) -> None:
     with pytest.raises(ValueError, match=r"consent is for file and hf .* sources, and this is"):
         source(uri, time=None, max_age=None)
+
+
+def test_the_room_for_the_rows_that_are_kept_is_asked_for_beforehand(
+    store: Store, tmp_path: Path, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = written(tmp_path / "data", "jsonl").stat().st_size
+    uri = f"file://{tmp_path / 'data'}"
+    usage = namedtuple("usage", "total used free")
+
+    def leave(times: int) -> None:
+        free = 2**24 + times * size
+        monkeypatch.setattr("tasks.sources.files.shutil.disk_usage", lambda _: usage(10**9, 10**9, free))
+
+    leave(1)
+    with pytest.raises(WorldFailed, match="are free in"):
+        fetch(source(uri), store)
+    assert not [path for path in store.root.rglob("*.jsonl") if path.stat().st_size]
+    assert fetch(source(uri, consent=None, time=None, max_age=None), store).rows == len(ROWS)
+    leave(2)
+    assert fetch(source(uri), store).rows == len(USABLE)
