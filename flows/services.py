@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
-from flows.server import Server
+from flows.server import BUSY_SECONDS, Server
 from tasks.errors import WorldFailed
 from tasks.registry import tracking_uri
 from tasks.store import home, write_whole
@@ -238,7 +239,13 @@ def is_up() -> dict[str, str] | None:
         noted: dict[str, str] = json.loads((home() / _UP).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return noted if _answers(f"{noted['prefect']}/health") else None
+    # A server that is busy may be silent for a while; one whose `nightowl up` is gone stays silent.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while not _answers(f"{noted['prefect']}/health"):
+        if not psutil.pid_exists(int(noted["pid"])) or time.monotonic() > deadline:
+            return None
+        time.sleep(0.2)
+    return noted
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -52,3 +56,27 @@ def test_a_server_that_ends_says_why(nightowl_home: Path) -> None:
         pytest.raises(WorldFailed, match=r"broken: ended \(no licence for today\).*broken\.log"),
     ):
         services.wait_healthy("broken", process, lambda: False)
+
+
+def test_a_server_that_is_busy_for_a_moment_is_up_and_one_that_was_killed_is_not(nightowl_home: Path) -> None:
+    answers = iter([503, 503, 200])
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(next(answers, 503))
+            self.end_headers()
+
+        def log_message(self, *about: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        noted = {"prefect": f"http://127.0.0.1:{server.server_port}/api", "mlflow": "", "pid": os.getpid()}
+        nightowl_home.mkdir()
+        (nightowl_home / "up.json").write_text(json.dumps(noted))
+        assert services.is_up() == noted
+        with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+            pass
+        (nightowl_home / "up.json").write_text(json.dumps({**noted, "pid": ended.pid}))
+        assert services.is_up() is None
+        server.shutdown()
