@@ -98,7 +98,8 @@ def _event(
 
     facets: dict[str, Any] = {}
     if parent:
-        facets["parent"] = parent_run.ParentRunFacet.create(parent[1], NAMESPACE, parent[0])
+        job_above = parent_run.Job(namespace=NAMESPACE, name=parent[0])
+        facets["parent"] = parent_run.ParentRunFacet(run=parent_run.Run(runId=parent[1]), job=job_above)
     if reason and state == "FAIL":
         facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(message=reason, programmingLanguage="Python")
     kind = job_type_job.JobTypeJobFacet(processingType="BATCH", integration="NIGHTOWL", jobType="JOB")
