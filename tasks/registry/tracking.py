@@ -27,9 +27,10 @@ def tracking_uri() -> str:
 
 
 def site() -> str:
-    """Where a person looks at MLflow: the tracking server, else where `nightowl up` shows the embedded database."""
+    """Where a person looks at MLflow: NIGHTOWL_MLFLOW_UI, else the tracking server, else `nightowl up`'s port."""
     uri = tracking_uri()
-    return uri.rstrip("/") if uri.startswith("http") else os.environ.get("NIGHTOWL_MLFLOW_UI", "http://127.0.0.1:5000")
+    tracking = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return os.environ.get("NIGHTOWL_MLFLOW_UI", tracking)
 
 
 def client() -> Any:
