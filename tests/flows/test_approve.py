@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from flows.approve import ask, waits
@@ -70,8 +69,15 @@ def state(up: Stack, run_id: str, name: str) -> Any:
     return until(look, f"run {run_id} is not {name}")
 
 
+def asked(up: Stack, run_id: str) -> Any:
+    """The run's keys of its form, once it is suspended and the form is there (Prefect stores it after the state)."""
+    keyset = state(up, run_id, "Suspended")["state"]["state_details"]["run_input_keyset"]
+    until(lambda: up.server.get(f"/flow_runs/{run_id}/input/{keyset['schema']}"), f"run {run_id} has no form")
+    return keyset
+
+
 def answer(up: Stack, run_id: str, **form: Any) -> Any:
-    return httpx.post(f"{up.api}/flow_runs/{run_id}/resume", json={"run_input": form}, timeout=60).json()
+    return up.server.send("POST", f"/flow_runs/{run_id}/resume", {"run_input": form})
 
 
 @pytest.mark.timeout(1200)
@@ -86,10 +92,9 @@ def test_what_the_gate_lets_out_waits_for_a_person(up: Stack, recipe: Recipe, mo
     (asking,) = up.runs(flows={"name": {"any_": ["approve"]}})
 
     # It shows the verdict's page, and no process of it is left while it waits.
-    state(up, asking["id"], "Suspended")
+    keyset = asked(up, asking["id"])
     (artifact,) = up.server.send("POST", "/artifacts/filter", {"artifacts": {"key": {"like_": "approval-"}}})
     assert artifact["data"].startswith("# Promote")
-    keyset = up.run(asking["id"])["state"]["state_details"]["run_input_keyset"]
     form = up.server.get(f"/flow_runs/{asking['id']}/input/{keyset['schema']}")
     assert set(form["properties"]) == {"approve", "comment", "who"}
     assert "# Promote" in up.server.get(f"/flow_runs/{asking['id']}/input/{keyset['description']}")
@@ -109,7 +114,7 @@ def test_what_the_gate_lets_out_waits_for_a_person(up: Stack, recipe: Recipe, mo
 
     # Yes.
     again = up.start("approve/data", **asking["parameters"])
-    state(up, again["id"], "Suspended")
+    asked(up, again["id"])
     assert answer(up, again["id"], approve=True, comment="looks right", who="grace")["status"] == "ACCEPT"
     state(up, again["id"], "Completed")
     assert alias_version(client(), MODEL, "champion") == version.version

@@ -1,0 +1,48 @@
+"""The Recipe: config file, command line, form in the Prefect UI and documentation at once.
+
+Every field carries a description with its unit. Unknown keys are errors that name the nearest
+known one, and every resolved value knows where it came from: default, recipe or command line.
+"""
+
+from tasks.recipe.evaluation import Evaluation, Gate, Measure, Role, Suite
+from tasks.recipe.mixture import Mixture, ShareMeasure
+from tasks.recipe.operation import Price, Registry, Schedule
+from tasks.recipe.part import Kind, Mode, Name, Part
+from tasks.recipe.quality import Drift, Handling, Quality, RuleSetting, Sensitive, Severity
+from tasks.recipe.reading import PRESETS, Setting, is_recipe, load, parse, settings_of
+from tasks.recipe.sources import Base, Source
+from tasks.recipe.training import Training
+from tasks.recipe.whole import Recipe
+
+__all__ = [
+    "PRESETS",
+    "Base",
+    "Drift",
+    "Evaluation",
+    "Gate",
+    "Handling",
+    "Kind",
+    "Measure",
+    "Mixture",
+    "Mode",
+    "Name",
+    "Part",
+    "Price",
+    "Quality",
+    "Recipe",
+    "Registry",
+    "Role",
+    "RuleSetting",
+    "Schedule",
+    "Sensitive",
+    "Setting",
+    "Severity",
+    "ShareMeasure",
+    "Source",
+    "Suite",
+    "Training",
+    "is_recipe",
+    "load",
+    "parse",
+    "settings_of",
+]
