@@ -33,6 +33,7 @@ from tasks.quality.words import PAD, BitTable, Words, distinct, runs
 
 SHINGLE = PAD + 1
 _SLOTS = 27  # bits of the largest table of slots; more shingles than it holds are counted in several passes
+_LOOKED_UP = 1 << 16  # shingles looked up at once: what stays in a core's cache
 _TABLE_BLOCK = 1 << 20  # shingles looked up at once: sorted, they walk the table instead of jumping
 _RARITY = 20  # bits of the table of how common a shingle is
 _PAIRS = 4_096  # compared at once
@@ -161,8 +162,7 @@ def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.nda
 
     It counts what two sets have in common and shares no step with `Prefixes`, whose results are checked with it.
     """
-    spoken = looked_at & (rows.lengths > 0)
-    candidates = np.flatnonzero(_mostly_in(items, rows, threshold) & spoken)
+    candidates = _mostly_in(items, rows, threshold, np.flatnonzero(looked_at & (rows.lengths > 0)))
     found = [pl.DataFrame(schema=TWINS)]
     for part in _chunks(candidates, rows.lengths + PAD, _TABLE_BLOCK):
         token, row, size = _distinct(rows.take(part))
@@ -180,20 +180,29 @@ def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.nda
     return pl.concat(found).sort("row", "twin")
 
 
-def _mostly_in(items: Words, rows: Words, threshold: float) -> np.ndarray:
-    """Whether `threshold` of each row's shingles may be shingles of the items (bool); no row is ruled out in error."""
-    table = BitTable.of(_shingles(items))
-    may = np.zeros(rows.rows, bool)
-    for first, block in rows.blocks():
-        shingles, starts = _shingles(block), block.offsets[:-1] - PAD
-        most = (1 - threshold) * (block.lengths + PAD) + _EPSILON
-        missing = ~table.has(shingles)
-        # What a row says twice counts once.
-        ordered = np.sort(shingles[missing])
-        twice = BitTable.of(ordered[1:][ordered[1:] == ordered[:-1]])
-        fewest = np.add.reduceat(missing & ~twice.has(shingles), starts, dtype=np.int64)
-        may[first : first + block.rows] = fewest <= most
-    return may
+def _mostly_in(items: Words, rows: Words, threshold: float, looked_at: np.ndarray) -> np.ndarray:
+    """Those of the rows looked at of whose shingles `threshold` may be the items'; none is left out in error.
+
+    A row has no more than 1 - `threshold` to miss, so most are known to miss too many from how they begin.
+    """
+    table, lengths = BitTable.of(_shingles(items)), rows.lengths
+    for share in sorted({min(max(2 * (1 - threshold), 0.1), 1.0), 1.0}):
+        begins, may = np.ceil(share * lengths).astype(np.int64), [np.zeros(0, np.int64)]
+        for part in _chunks(looked_at, begins + PAD, _LOOKED_UP):
+            block = rows.spans(rows.offsets[part], begins[part], np.arange(len(part) + 1))
+            shingles = _shingles(block)
+            missing = ~table.has(shingles)
+            if share < 1:  # the last shingles hang over an end that is not the row's
+                missing[(block.offsets[1:, None] - PAD - np.arange(1, PAD + 1)).ravel()] = False
+            # What a row says twice counts once.
+            ordered = np.sort(shingles[missing])
+            twice = ordered[1:][ordered[1:] == ordered[:-1]]
+            if len(twice):
+                missing &= ~BitTable.of(twice).has(shingles)
+            fewest = np.add.reduceat(missing, block.offsets[:-1] - PAD, dtype=np.int64)
+            may.append(part[fewest <= (1 - threshold) * (lengths[part] + PAD) + _EPSILON])
+        looked_at = np.concatenate(may)
+    return looked_at
 
 
 class _Pairs:
