@@ -91,6 +91,21 @@ def pairs(question: str, answer: str, table: pl.DataFrame) -> _Pairs:
     return _Pairs(pl.col(question), content, _is_text(question) & _is_text(answer), thinking)
 
 
+def asked(table: pl.DataFrame) -> _Pairs:
+    plain = pairs("question", "answer", table)
+    fits = plain.fits & _is_empty(table, "history")
+    if table.schema.get("thinking") != pl.String:
+        return plain._replace(fits=fits & _is_empty(table, "thinking"))
+    given = _or_null(_stripped(pl.col("thinking")))
+    # Space alone is a thought to the row reader, which then looks for no other in the answer.
+    blank = (pl.col("thinking") != "") & given.is_null()
+    return plain._replace(
+        answer=pl.when(given.is_null()).then(plain.answer).otherwise(_stripped(pl.col("answer"))),
+        thinking=pl.coalesce(given, plain.thinking),
+        fits=fits & ~(blank | pl.col("thinking").str.starts_with(_PARTS)).fill_null(False),
+    )
+
+
 def solved(shown: bool, table: pl.DataFrame) -> _Pairs:
     """GSM8K's answers; `shown`: the solution is text, not thinking."""
     split = pl.col("answer").str.extract_groups(r"(?s)\A(.*)####(.*)\z").struct
@@ -246,7 +261,7 @@ READERS: dict[str, Callable[[pl.DataFrame], Plain | None]] = {
     "alpaca": partial(of_pairs, alpaca, ("instruction", "output")),
     "alpaca_system": partial(of_pairs, alpaca_system, ("instruction", "input", "output")),
     "prompt_completion": partial(of_pairs, partial(pairs, "prompt", "completion"), ("prompt", "completion")),
-    "question_answer": partial(of_pairs, partial(pairs, "question", "answer"), ("question", "answer")),
+    "question_answer": partial(of_pairs, asked, ("question", "answer")),
     "open_math_reasoning": partial(
         of_pairs, partial(pairs, "problem", "generated_solution"), ("problem", "generated_solution")
     ),

@@ -78,6 +78,15 @@ def detect(raw: pl.DataFrame) -> str:
     first = raw.head(_LOOK_AT)
     fitting = [known.name for known in FORMATS.values() if known.fits(first)]
     if len(fitting) == 1:
+        if rivals := FORMATS[fitting[0]].rivals(first):
+            of, names = rivals
+            raise _unfit(
+                "columns",
+                names,
+                f"may each be the {of} of {fitting[0]}, and differ",
+                raw,
+                f"Map the fields in `columns` (--column of the command), with {of}={names[0]} or {of}={names[1]}.",
+            )
         return fitting[0]
     if fitting:
         problem, way_out = f"fits more than one format ({', '.join(fitting)})", "Name one of them in `format`."

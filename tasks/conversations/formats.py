@@ -43,13 +43,25 @@ class Format:
     gather: Gather | None = None
 
     def named(self, table: pl.DataFrame) -> pl.DataFrame:
-        """The table with its columns under this format's names."""
-        names = {
-            next((other for other in others if other in table.columns), ""): wanted
-            for wanted, others in self.other_names.items()
-            if wanted not in table.columns
-        }
-        return table.rename({other: wanted for other, wanted in names.items() if other})
+        """The table with its columns under this format's names; whether they are capitals makes no difference."""
+        names = {of: names[0] for of, names in self._columns(table).items() if of not in table.columns}
+        return table.rename({ours: of for of, ours in names.items()})
+
+    def _columns(self, table: pl.DataFrame) -> dict[str, list[str]]:
+        """For each column of this format those of a table that are called so: under its own name, then its others."""
+        ours: dict[str, list[str]] = {}
+        for of in (*self.required, *self.optional):
+            for name in (of, *self.other_names.get(of, ())):
+                ours.setdefault(of, []).extend(column for column in table.columns if column.lower() == name.lower())
+        return {of: sorted(names, key=lambda name: name != of) for of, names in ours.items() if names}
+
+    def rivals(self, table: pl.DataFrame) -> tuple[str, list[str]] | None:
+        """A column of this format that several of a table's may be, whose rows do not say the same; None: no such."""
+        for of, names in self._columns(table).items():
+            said = {name: rows for name in names if any(rows := table[name].to_list())}
+            if len(said) > 1 and any(rows != said[next(iter(said))] for rows in said.values()):
+                return of, list(said)
+        return None
 
     def missing(self, table: pl.DataFrame) -> list[str]:
         """Required columns that a table does not have."""
@@ -84,6 +96,10 @@ def _all(*conditions: Looks) -> Looks:
     return lambda rows: all(looks(rows) for looks in conditions)
 
 
+def _any(*conditions: Looks) -> Looks:
+    return lambda rows: any(looks(rows) for looks in conditions)
+
+
 def _not(condition: Looks) -> Looks:
     return lambda rows: not condition(rows)
 
@@ -114,6 +130,11 @@ _TOOLACE = _all(_says("system", r"list of functions in JSON format"), _says("sys
 _SOLVED = _says("answer", r"####\s*\S")
 _FROM_VALUE = _keys("conversations", "from", "value")
 _CHOICES = re.compile(r"(choices?|options?)_?\d*|[A-D]|distractor.*|incorrect.*", re.IGNORECASE)
+# A question with a passage, with choices or within messages is not asked by its own text alone.
+_NOT_ASKED_ALONE = re.compile(
+    rf"{_CHOICES.pattern}|context|passage|documents?|messages|conversations?|tools|functions",
+    re.IGNORECASE,
+)
 _LISTS = {"messages": ("conversations", "conversation", "dialogue")}
 
 _FORMATS = (
@@ -124,6 +145,7 @@ _FORMATS = (
         ("input", "system", "history"),
         plain_formats.alpaca,
         _texts("instruction", "output"),
+        {"input": ("context",), "output": ("response",)},
     ),
     Format(
         "alpaca_system",
@@ -217,22 +239,49 @@ _FORMATS = (
         _all(_texts("text"), _says("text", r"<\|im_start\|>")),
     ),
     Format(
+        "labelled_text",
+        "text of turns after ### Human: and ### Assistant:, ### Instruction: and ### Response:, or Human: on a line",
+        ("text",),
+        (),
+        message_formats.labelled,
+        _all(_texts("text"), message_formats.looks_labelled),
+        unless=re.compile("instruction|prompt|question|query|messages|conversations?", re.IGNORECASE),
+    ),
+    Format(
+        "exchanges",
+        "conversation of exchanges: human and assistant, or input and output, and the first one's system; system",
+        ("conversation",),
+        ("system",),
+        message_formats.exchanges,
+        lambda rows: (
+            _keys("conversation", "human", "assistant")(rows) or _keys("conversation", "input", "output")(rows)
+        ),
+        {"conversation": ("conversations",)},
+    ),
+    Format(
         "prompt_completion",
-        "prompt and completion (or response), as text or as messages; system",
+        "prompt (or input) and completion (or response, output, target), as text or as messages; system",
         ("prompt", "completion"),
         ("system",),
         plain_formats.prompt_completion,
         lambda rows: any(row["completion"] for row in rows),
-        {"completion": ("response",)},
+        {"prompt": ("input",), "completion": ("response", "output", "target"), "system": ("system_prompt",)},
+        unless=re.compile("instruction|question|query", re.IGNORECASE),
     ),
     Format(
         "question_answer",
-        "question and answer as plain text; system",
+        "question (or query, problem) and answer (or response, solution) as text; system, history of pairs, thinking",
         ("question", "answer"),
-        ("system",),
+        ("system", "history", "thinking"),
         plain_formats.question_answer,
         _all(_texts("question", "answer"), _not(_SOLVED)),
-        unless=_CHOICES,
+        {
+            "question": ("query", "problem"),
+            "answer": ("response", "solution"),
+            "system": ("system_prompt",),
+            "thinking": ("complex_cot", "reasoning_content"),
+        },
+        unless=_NOT_ASKED_ALONE,
     ),
     Format(
         "gsm8k",

@@ -1,9 +1,9 @@
-"""Formats that hold whole conversations: OpenAI's messages, ShareGPT's, Hermes' tags and ChatML as text."""
+"""Formats that hold whole conversations: OpenAI's messages, ShareGPT's, Hermes' tags, and turns within one text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,10 @@ Row = Mapping[str, Any]
 _DECLARED = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 _CHATML = re.compile(r"<\|im_start\|>([a-z_]+)\n(.*?)(?:<\|im_end\|>\s*|\Z)", re.DOTALL)
+_LABELS = {"instruction": "user", "input": "user", "response": "assistant", "output": "assistant"}
+# Labels of turns: after ### wherever they stand, as many texts have no line break before the answer's; else on a line.
+_HASHED = re.compile(r"###\s*(Human|User|Instruction|Input|Assistant|GPT|Response|Output|System)\s*:", re.I)
+_ON_A_LINE = re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System)\s*:", re.I)
 # What tagged data says about calling is said again by the template of the model that is trained.
 _BOILERPLATE = re.compile(
     r"^(you are a function calling ai model\b|# tools\b)|\bfor each function call,? return a json", re.I
@@ -79,6 +83,43 @@ def chatml(row: Row) -> Reading:
     if _CHATML.sub("", text).strip():
         raise Unconvertible("not_chatml", _CHATML.sub("", text).strip()[:200])
     return _tagged([(role_of(role), content) for role, content in _CHATML.findall(text)], None)
+
+
+def labelled(row: Row) -> Reading:
+    """One text of turns after their labels; what stands before the first is the system prompt."""
+    text = required_text(row, "text")
+    before, *rest = (_HASHED if _HASHED.search(text) else _ON_A_LINE).split(text)
+    if not rest:
+        raise Unconvertible("not_labelled", text[:200])
+    turns = [Turn("system", before.strip())] if before.strip() else []
+    for label, said in zip(rest[::2], map(str.strip, rest[1::2]), strict=True):
+        role = role_of(_LABELS.get(label.lower(), label))
+        if role == "user" and turns and turns[-1].role == "user":  # an instruction and its input
+            turns[-1] = Turn(role, "\n\n".join(filter(None, (turns[-1].content, said))))
+        else:
+            turns.append(assistant(said) if role == "assistant" else Turn(role, said))
+    return Reading(turns)
+
+
+def looks_labelled(rows: Sequence[Row]) -> bool:
+    """Whether every text has a label of the user's and one of the assistant's; without ###, opening with one."""
+
+    def is_one(text: str) -> bool:
+        hashed = _HASHED.findall(text)
+        labels = hashed or (_ON_A_LINE.findall(text) if _ON_A_LINE.match(text) else [])
+        return {"user", "assistant"} <= {role_of(_LABELS.get(label.lower(), label)) for label in labels}
+
+    return all(is_one(row["text"]) for row in rows if row["text"])
+
+
+def exchanges(row: Row) -> Reading:
+    """conversation of objects with a question and its answer: human and assistant, or input and output."""
+    turns = system_of(row)
+    for exchange in messages_of(row["conversation"]):
+        asked, answered = ("human", "assistant") if "human" in exchange else ("input", "output")
+        said = {name: exchange.get(name) for name in ("system", asked, answered)}
+        turns += [*system_of(said), Turn("user", required_text(said, asked)), assistant(required_text(said, answered))]
+    return Reading(turns)
 
 
 def _tagged(messages: list[tuple[str, str]], tools: Any) -> Reading:

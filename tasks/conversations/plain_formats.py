@@ -31,7 +31,10 @@ def alpaca_system(row: Row) -> Reading:
 
 
 def question_answer(row: Row) -> Reading:
-    return Reading([*system_of(row), Turn("user", required_text(row, "question")), _answer(row, "answer")])
+    """question and answer; what is thought before the answer may have a column of its own."""
+    answer = assistant(required_text(row, "answer"), text_of(row["thinking"], "thinking"))
+    user = Turn("user", required_text(row, "question"))
+    return Reading([*system_of(row), *_history(row["history"]), user, answer])
 
 
 def prompt_completion(row: Row) -> Reading:
@@ -75,8 +78,8 @@ def _answer(row: Row, name: str) -> Turn:
 
 
 def _history(value: Any) -> list[Turn]:
-    if isinstance(value, str) and value.strip():
-        value = loads(value, "history_not_pairs")
+    if isinstance(value, str):
+        value = loads(value, "history_not_pairs") if value.strip() else []
     turns = []
     for pair in value or []:
         pair = loads(pair, "history_not_pairs") if isinstance(pair, str) else pair

@@ -62,6 +62,7 @@ def same(raw: pl.DataFrame, form: str, patch: pytest.MonkeyPatch) -> None:
         ("alpaca", ["instruction", "output"]),
         ("alpaca_system", ["instruction", "input", "output"]),
         ("question_answer", ["question", "answer", "system"]),
+        ("question_answer", ["question", "answer", "thinking", "history"]),
         ("prompt_completion", ["prompt", "completion"]),
         ("open_math_reasoning", ["problem", "generated_solution"]),
         ("gsm8k", ["question", "answer"]),

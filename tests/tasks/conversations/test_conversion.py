@@ -243,6 +243,56 @@ EXAMPLES: dict[str, tuple[dict[str, Any], list[Turn], list[str]]] = {
         [],
     ),
     "question and answer": ({"question": "Hi?", "answer": "Hello"}, plain(("user", "Hi?"), ("assistant", "Hello")), []),
+    "instruction and response": (
+        {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada", "category": "closed_qa"},
+        plain(("user", "Who?\n\nAda wrote it."), ("assistant", "Ada")),
+        [],
+    ),
+    "query and response with history": (
+        {"query": "And you?", "response": "Fine", "history": [["Hi", "Hello"]]},
+        plain(("user", "Hi"), ("assistant", "Hello"), ("user", "And you?"), ("assistant", "Fine")),
+        [],
+    ),
+    "system prompt, question and response": (
+        {"id": "flan.1", "system_prompt": "Be brief.", "question": "Hi?", "response": "Hello"},
+        plain(("system", "Be brief."), ("user", "Hi?"), ("assistant", "Hello")),
+        [],
+    ),
+    "thinking in a column, and capitals": (
+        {"Question": "1+1?", "Complex_CoT": "Easy.", "Response": "2"},
+        [("user", "1+1?", None, None), ("assistant", "2", "Easy.", None)],
+        [],
+    ),
+    "input of messages and output": (
+        {"input": [{"role": "user", "content": "Hi"}], "output": "<think>hm</think>Hello", "reasoning": "on"},
+        [("user", "Hi", None, None), ("assistant", "Hello", "hm", None)],
+        [],
+    ),
+    "exchanges": (
+        {
+            "conversation": [
+                {"system": "Be brief.", "input": "Hi", "output": "Hello"},
+                {"input": "And?", "output": "No"},
+            ]
+        },
+        plain(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "And?"), ("assistant", "No")),
+        [],
+    ),
+    "labelled text": (
+        {"text": "### Human: Hi### Assistant: Hello\nthere### Human: And?### Assistant: No"},
+        plain(("user", "Hi"), ("assistant", "Hello\nthere"), ("user", "And?"), ("assistant", "No")),
+        [],
+    ),
+    "labelled text of an instruction": (
+        {"text": "Below is a task.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 1\n\n### Response:\n2"},
+        plain(("system", "Below is a task."), ("user", "Add.\n\n1 and 1"), ("assistant", "2")),
+        [],
+    ),
+    "labels on lines": (
+        {"text": "\n\nHuman: Hi\n\nAssistant: Hello"},
+        plain(("user", "Hi"), ("assistant", "Hello")),
+        [],
+    ),
     "gsm8k": (
         {"question": "How many?", "answer": "There are 2*3=<<2*3=6>>6.\n#### 1,006"},
         [("user", "How many?", None, None), ("assistant", "1,006", "There are 2*3=6.", None)],
@@ -327,6 +377,8 @@ def test_columns_are_mapped() -> None:
         ([{"a": "x1", "b": "y1"}, {"a": "x2", "b": "y2"}, {"a": "x3", "b": "y3"}], {}, "fits no format"),
         ([{"question": "x", "choice0": "a", "choice1": "b", "answer": "0"}], {}, "fits no format"),
         ([{"question": "x1", "answer": 0}], {}, "fits no format"),
+        ([{"question": "x1", "context": "c", "answer": "y"}], {}, "fits no format"),
+        ([{"question": "x1", "solution": "long", "answer": "y"}], {}, "may each be the answer of question_answer"),
         (
             [{"instruction": "x1", "output": "y", "question": "q", "answer": "a"}],
             {},
