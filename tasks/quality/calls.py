@@ -19,7 +19,7 @@ from tasks.quality.turns import Turns
 NAME = r"^[^\s\"'`<>{}\[\]()\\,:;|\x00-\x1f\x7f]{1,64}$"
 # Calls as other models' formats write them.
 CALL_TEXT = (
-    r"<tool_call>|</tool_call>|<functioncall>|<function_call>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]|"
+    r"<tool_call>|</tool_call>|<TOOLCALL>|<tool_code>|<functioncall>|<function_call>|<function=|<\|python_tag\|>|\[TOOL_CALLS\]|"
     r"(?m)^\s*Action: ?\S+\s*\n+\s*Action Input:"
 )
 # What those of them that do not begin with < have in them.

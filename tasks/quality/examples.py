@@ -19,7 +19,8 @@ _PATTERNS = {
     "invisible_character": "[\u200b-\u200d\u2060-\u2064\ufeff\u180e\u00ad\u115f\u1160\u3164\U000e0001-\U000e007f]",
     "bidi_control": f"{text.BIDI_OVERRIDE}|{text.BIDI_MARK}",
     "placeholder": r"\{\{[^{}]{3,44}\}\}|<[A-Za-z你您在请][^<>]{2,50}>|\[[A-Za-z][^\]]{3,60}\]|\$\{\w+\}|【[^】]+】",
-    "call_in_text": r"</?tool_call>|<function|\[TOOL_CALLS\]|Action:",
+    "call_in_text": r"</?tool_call>|<TOOLCALL>|<tool_code>|<function|\[TOOL_CALLS\]|Action:",
+    "foreign_token": text.FOREIGN,
     "html_entity": text.ENTITY,
     "ai_disclaimer": f"{text.DISCLAIMERS}|{text.DISCLAIMER.removeprefix('(?i)')}",
     **dict.fromkeys(

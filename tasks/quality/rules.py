@@ -92,6 +92,14 @@ RULES: tuple[Rule, ...] = (
         way_out="Strip the token, or name the format that reads such text as turns (`format: chatml`).",
     ),
     Rule(
+        "foreign_token",
+        "warning",
+        "No text holds the markup of another model's template, which this one would learn to write as text.",
+        "text",
+        bad="user: Hi. | assistant: <|begin_of_solution|>Hello.<|end_of_solution|>",
+        way_out="Name the format that reads such markup as turns, or strip it from the source.",
+    ),
+    Rule(
         "think_unclosed",
         "critical",
         "Every <think> in an assistant's text is closed.",

@@ -122,6 +122,8 @@ DISCLAIMER = (
     r"(?i)\bas an? (?:large |ai )*language model,? i(?:['’]m| am| do| can| have|['’]ve| lack)?"
     r"(?:n['’]t|not| not| no| unable| only| lack)\b"
 )
+# Tokens of templates that begin and end turns, thoughts and calls in one model or another, and are text to the rest.
+FOREIGN = r"<[|\uff5c][^<>|\uff5c\s]{1,40}[|\uff5c]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 ENTITY = r"&(?:quot|amp|lt|gt|nbsp|apos|#0?39|#x27|#\d{2,5});"
 
 # An answer that stops in the middle: its last line is prose, long, and ends on a letter or a joint.
@@ -151,8 +153,11 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
     rtl = laid.where(text.str.contains(RIGHT_TO_LEFT), wide)
     tokens = guarded(special_tokens)
     tools = laid.rows["tools"].fill_null("[]").str.strip_chars() != "[]"
+    special = _holds(laid, tokens)
+    bracketed = pieces.filter(text.str.contains("INST]", literal=True))
     return {
-        "special_token": _holds(laid, tokens),
+        "special_token": special,
+        "foreign_token": laid.where(pl.lit(True), _outside_code(pl.concat([angled, bracketed]), FOREIGN)) & ~special,
         "replacement_character": laid.where(text.str.contains("\ufffd", literal=True), wide),
         "mojibake": laid.where(text.str.contains(MOJIBAKE), wide),
         "control_character": laid.mark(pieces["n"].filter(_controls(pieces["text"])).unique())
