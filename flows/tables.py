@@ -8,12 +8,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from tasks.conversations import Conversations
+from tasks.conversations import Conversations, Finding
 from tasks.quality import BY_NAME, Change, changed_rows, compared_with, trained_turns
 from tasks.registry import Candidate, Holders, NightRecord
 from tasks.reproduce import Reproduction
 
-ASKS = "what it asks, and what to do"
 _STYLE = {"critical": "red", "warning": "yellow", "info": "dim"}
 
 
@@ -24,29 +23,41 @@ def gate_table(gated: Conversations, change: Change | None = None) -> Table:
     kept = f"{gated.rows_out:,} of {gated.rows_in:,} rows pass"
     title = f"{gated.source}: {kept} ({gated.row_kind}, read as {gated.format}); the source {verdict}"
     table = Table(title=title, title_justify="left")
-    for name in ("rule", "severity", "rows", "share", "allowed", "for example (rows count from 0)", ASKS):
-        table.add_column(name, justify="right" if name in ("rows", "share", "allowed") else "left")
-    findings = [*gated.findings, *(change.findings if change else ())]
-    for finding in sorted(findings, key=lambda one: (not one.stops, list(_STYLE).index(one.severity), -one.rows)):
+    for name in ("rule", "severity", "rows", "share", "allowed"):
+        table.add_column(name, justify="right" if name in ("rows", "share", "allowed") else "left", no_wrap=True)
+    table.add_column("for example (rows count from 0)")
+    findings = _worst_first(gated, change)
+    for finding in findings:
         counted = (
             (f"{finding.rows:,}", f"{finding.share:.2%}", f"{1 - finding.mostly:.1%}") if finding.rows else [""] * 3
         )
         where = Text(f"row {finding.row} " if finding.row is not None else "", style="bold")
-        way_out = f"\n→ {BY_NAME[finding.rule].way_out}" if finding.rule in BY_NAME else ""
         table.add_row(
             Text(finding.rule, style="bold red" if finding.stops else ""),
             Text(finding.severity, style=_STYLE[finding.severity]),
             *(counted if finding.rows else ("", "", "")),
             where + Text(finding.example or ""),
-            Text(finding.explanation) + Text(way_out, style="cyan"),
         )
     if not findings:
-        table.add_row("none", *[""] * 5, "Every row keeps every rule.")
+        table.add_row("none")
     return table
 
 
+def _worst_first(gated: Conversations, change: Change | None) -> list[Finding]:
+    findings = [*gated.findings, *(change.findings if change else ())]
+    return sorted(findings, key=lambda one: (not one.stops, list(_STYLE).index(one.severity), -one.rows))
+
+
 def tell_gate(gated: Conversations, change: Change | None, folder: Path) -> None:
-    """Below the table: what was changed about rows, what the source was compared with, and where to read on."""
+    """Below the table: what its rules ask and what to do, what was changed about rows, what the source was compared
+    with, and where to read on."""
+    findings = _worst_first(gated, change)
+    if not findings:
+        print("Every row keeps every rule.")
+    for finding in findings:
+        print(f"{finding.rule}: {finding.explanation}")
+        if finding.rule in BY_NAME:
+            print(f"  → {BY_NAME[finding.rule].way_out}")
     if gated.changed:
         print(f"changed     {changed_rows(gated)}; see {folder / 'changed.parquet'}")
     print(f"trained     {trained_turns(gated)}")
