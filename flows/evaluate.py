@@ -1,6 +1,8 @@
-"""Score base, champion and candidate on the same items, and let the gate compare them (pool: gpu)."""
+"""Score base, champion and candidates on the same items, and let the gate compare them (pool: gpu)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -35,22 +37,29 @@ def score_models(recipe: Recipe, data: Data, models: dict[str, Adapter | None], 
 
 
 @task(name="gate", cache_policy=NO_CACHE)
-def judge(recipe: Recipe, scores: dict[str, Scores]) -> Verdict:
-    reference = scores.get("champion", scores["base"])
-    return gate(recipe, scores["base"], reference, scores["candidate"], Store.open(), nights(recipe.name))
+def judge(recipe: Recipe, scores: dict[str, Scores], candidates: Sequence[str]) -> dict[str, Verdict]:
+    """Verdicts by candidate, in the order of their proposal: each is one more hypothesis of the year, and which level
+    one gets must not depend on how it did."""
+    reference, known = scores.get("champion", scores["base"]), nights(recipe.name)
+    return {
+        name: gate(recipe, scores["base"], reference, scores[name], Store.open(), known)
+        for name in candidates
+        if scores[name].adapter != reference.adapter
+    }
 
 
 @flow(name="evaluate", flow_run_name="evaluate: {recipe.name}", persist_result=True, result_serializer="json")
-def evaluate_candidate(
-    recipe: Recipe, data: Data, candidate: Adapter, champion: Champion | None, night: str
-) -> tuple[dict[str, Scores], Verdict]:
-    """Evaluate what has not been evaluated yet, and judge the candidate against the champion (or the base).
+def evaluate_candidates(
+    recipe: Recipe, data: Data, candidates: dict[str, Adapter], champion: Champion | None, night: str
+) -> tuple[dict[str, Scores], dict[str, Verdict]]:
+    """Evaluate what has not been evaluated yet, and judge each candidate against the champion (or the base).
 
-    Returns the scores by role (`base`, `champion` where there is one, `candidate`) and the verdict.
+    Returns the scores by role (`base`, `champion` where there is one, and the candidates' names) and the verdicts of
+    the candidates that are not champion themselves.
     """
     reigning = {"champion": champion_adapter(champion, Store.open())} if champion else {}
-    models = {"base": None, **reigning, "candidate": candidate}
+    models = {"base": None, **reigning, **candidates}
     scores = score_models(recipe, data, models, night)
     for role, score in scores.items():
         log.info("  %-12s %s", role, ", ".join(f"{name} {suite.mean:.3f}" for name, suite in score.suites.items()))
-    return scores, judge(recipe, scores)
+    return scores, judge(recipe, scores, list(candidates))

@@ -11,16 +11,17 @@ from prefect.runtime import flow_run
 from flows.approve import waits
 from flows.artifacts import show_bill, show_night
 from flows.bill import bill
-from flows.evaluate import evaluate_candidate
+from flows.evaluate import evaluate_candidates
 from flows.placement import placed
 from flows.prepare_data import prepare_data
-from flows.promote import promote_candidate
+from flows.promote import promote_candidates
 from flows.result import NightResult
 from flows.screen import timed
-from flows.train_adapter import train_adapter
+from flows.train_adapter import train_each
+from tasks.propose import propose, tell
 from tasks.recipe import Recipe, Setting, settings_of
 from tasks.register import registered
-from tasks.registry import Night, NightOutcome, champion
+from tasks.registry import Night, NightOutcome, champion, nights
 from tasks.store import Manifest, Store
 
 OUTCOMES: Mapping[str, NightOutcome] = {"promote": "promoted", "keep": "kept", "cannot tell": "cannot tell"}
@@ -28,7 +29,7 @@ OUTCOMES: Mapping[str, NightOutcome] = {"promote": "promoted", "keep": "kept", "
 
 @flow(name="nightly", flow_run_name="{recipe.name}")
 def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
-    """Fetch, validate, mix, train, evaluate, gate, register and report; what has not moved is not done again.
+    """Propose, fetch, validate, mix, train, evaluate, gate, register and report; what has not moved is not done again.
 
     `settings` says where the recipe's values come from, where the command line knows. Raises Refused when the data
     gate stops the night, BadInput and WorldFailed as the stages do; MLflow has the reason however the night ends.
@@ -45,31 +46,39 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
 
     with Night.start(recipe, settings or settings_of(recipe), flow_run.get_flow_run_ui_url()) as night:
         show_night(recipe, night)
-        data = placed(recipe, prepare_data)(recipe, night.id)
+        proposals = propose(recipe, night.id, nights(recipe.name), Store.open())
+        data = placed(recipe, prepare_data)(recipe, night.id, {one.name: one.recipe for one in proposals})
         seconds.update(data.seconds)
         made += [data.base, *data.snapshots.values()]
 
         with timed("train", seconds):
-            candidate = placed(recipe, train_adapter)(recipe, data, night.id)
-            made.append(candidate)
+            adapters, failed = train_each(recipe, proposals, data, night.id)
+            made += adapters.values()
 
         reigning = champion(recipe)
-        if reigning and reigning.adapter == candidate.address:
+        if reigning and recipe.search is None and reigning.adapter == adapters["candidate-1"].address:
             return end("skipped", f"nothing moved: the candidate is the champion, version {reigning.version}.")
 
         with timed("evaluate", seconds):
-            scores, verdict = placed(recipe, evaluate_candidate)(recipe, data, candidate, reigning, night.id)
+            scores, verdicts = placed(recipe, evaluate_candidates)(recipe, data, adapters, reigning, night.id)
             made += scores.values()
-        if verdict.decision != "promote" and (judged := registered(recipe, verdict)):
-            return end("skipped", f"nothing moved: the candidate is version {judged.version}, {verdict.decision}.")
+        known = {name: version for name, one in verdicts.items() if (version := registered(recipe, one))}
+        new = {name: one for name, one in verdicts.items() if one.decision == "promote" or name not in known}
+        if not new:
+            tell(recipe, proposals, scores, verdicts, failed, Store.open())
+            said = [f"{name} is version {known[name].version}, {one.decision}" for name, one in verdicts.items()]
+            return end("skipped", f"nothing moved: {'; '.join(said) or 'the candidate is the champion'}.")
 
         with timed("register", seconds):
-            version, page = placed(recipe, promote_candidate)(recipe, data, candidate, scores, verdict, night.id)
-        waiting = waits(recipe, verdict, version)
+            judged = placed(recipe, promote_candidates)(recipe, proposals, data, adapters, scores, new, night.id)
+        # Not before: a night that dies goes on with the same candidates.
+        tell(recipe, proposals, scores, verdicts, failed, Store.open())
+        best, verdict = judged[-1], new[judged[-1].candidate]
+        waiting = waits(recipe, verdict, best.version)
         return end(
             "kept" if waiting else OUTCOMES[verdict.decision],
             " ".join([*([waiting] if waiting else ()), *verdict.reasons]),
             comparisons=verdict.comparisons,
-            version=version,
-            report=page,
+            version=best.version,
+            report=best.report,
         )

@@ -37,23 +37,25 @@ SILENCE_SECONDS = 600
 _RAISED = re.compile(r"exception: *(?:\w+\.)*(?P<kind>\w+)(?:: )?(?P<message>.*)", re.DOTALL)
 
 
-def placed(recipe: Recipe, flow: Flow[P, R]) -> Callable[P, R]:
+def placed(recipe: Recipe, flow: Flow[P, R], candidate: str = "") -> Callable[P, R]:
     """A stage's flow as a function that runs it where the recipe's placement says.
 
+    `candidate`: whose stage it is, where a night has that stage once a candidate.
     It raises what the stage raises; BadInput where the stage is not deployed, WorldFailed where it is cancelled or
     its process dies more than CRASHES times.
     """
     if recipe.placement == "here":
         return flow
     deployment = f"{flow.name}/{POOLS.get(flow.name, 'data')}"
+    stage = f"{flow.name}-{candidate}" if candidate else flow.name
 
     def on_its_pool(*args: P.args, **kwargs: P.kwargs) -> R:
         given = inspect.signature(flow.fn).bind(*args, **kwargs).arguments
         plain = {name: _plain(value) for name, value in given.items()}
         for attempt in range(CRASHES + 1):
             if attempt:
-                log.warning("%s: its process is gone; starting it again", flow.name)
-            run = _finished(deployment, plain, f"{flow_run.id}-{flow.name}-{attempt}")
+                log.warning("%s: its process is gone; starting it again", stage)
+            run = _finished(deployment, plain, f"{flow_run.id}-{stage}-{attempt}")
             if run.state and not run.state.is_crashed():
                 break
         returned: Any = get_type_hints(flow.fn)["return"]

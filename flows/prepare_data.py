@@ -13,22 +13,22 @@ from flows.artifacts import show_data
 from flows.screen import log, timed
 from tasks.compare import remember
 from tasks.conversations import Conversations
-from tasks.errors import Refused
+from tasks.errors import NightowlError, Refused
 from tasks.evaluate import check_sets
 from tasks.fetch import fetch, fetch_base
-from tasks.mix import mix
+from tasks.mix import mix, mixture_inputs
 from tasks.mixture import TokenisedMixture
 from tasks.quality import Change, changed_rows, compared_with, trained_turns
 from tasks.recipe import Base, Recipe, Source
 from tasks.registry import Night, require_licences
 from tasks.sources import BaseSnapshot, Snapshot
-from tasks.store import Store
+from tasks.store import Store, digest
 from tasks.validate import validate
 
 
 class Data(BaseModel):
     """What a night trains on and evaluates with. `changes`: of each source, since the last night that passed;
-    `seconds`: wall time by step."""
+    `mixtures`: by candidate; `unmixed`: why there is none for a candidate; `seconds`: wall time by step."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,8 +36,18 @@ class Data(BaseModel):
     snapshots: dict[str, Snapshot]
     conversations: list[Conversations]
     changes: list[Change]
-    mixture: TokenisedMixture
+    mixtures: dict[str, TokenisedMixture]
+    unmixed: dict[str, str] = {}
     seconds: dict[str, float]
+
+    @property
+    def mixture(self) -> TokenisedMixture:
+        """The first candidate's; what is held out is the same in all."""
+        return next(iter(self.mixtures.values()))
+
+    def of(self, candidate: str) -> Data:
+        """What one candidate is trained on."""
+        return self.model_copy(update={"mixtures": {candidate: self.mixtures[candidate]}})
 
 
 @task(name="fetch", task_run_name="fetch {source.name}", cache_policy=NO_CACHE)
@@ -85,11 +95,11 @@ def mix_splits(recipe: Recipe, conversations: list[Conversations]) -> TokenisedM
 
 
 @flow(name="prepare-data", flow_run_name="prepare data: {recipe.name}", persist_result=True, result_serializer="json")
-def prepare_data(recipe: Recipe, night: str) -> Data:
-    """Fetch every source and the base, let the data gate look at each source, and mix what passes.
+def prepare_data(recipe: Recipe, night: str, candidates: dict[str, Recipe]) -> Data:
+    """Fetch every source and the base, let the data gate look at each source, and mix what passes for each candidate.
 
-    `night`: MLflow run id of the night. Raises Refused when the data gate stops the night, BadInput and
-    WorldFailed as the stages do.
+    `night`: MLflow run id of the night; `candidates`: their recipes by name. Raises Refused when the data gate stops
+    the night, BadInput and WorldFailed as the stages do.
     """
     store, seconds = Store.open(), dict[str, float]()
     with Night.attach(night).stage("data") as stage:
@@ -114,17 +124,50 @@ def prepare_data(recipe: Recipe, night: str) -> Data:
                     stage.artifact(picture, f"drift/{change.source}")
 
         with timed("mix", seconds):
-            mixture = mix_splits(recipe, conversations)
+            mixtures, unmixed = mix_each(candidates, conversations)
+            mixture = next(iter(mixtures.values()))
             stage.inputs(mixture, conversations=conversations)
             stage.made(mixture)
-            for form in ("png", "svg", "html"):
-                stage.artifact(store.folder(mixture) / f"composition.{form}")
+            for other in {one.address: one for one in mixtures.values() if one != mixture}.values():
+                stage.inputs(other)
+            for name, made in mixtures.items():
+                for form in ("png", "svg", "html"):
+                    stage.artifact(store.folder(made) / f"composition.{form}", name if made != mixture else "")
             # A set that cannot be measured on ends the night before anything is trained.
             stage.artifact(store.folder(check_sets(recipe, mixture, store)) / "docs", "data-gate/evaluation")
             show_data(recipe, snapshots, conversations, mixture, stage)
     return Data(
-        base=base, snapshots=snapshots, conversations=conversations, changes=since, mixture=mixture, seconds=seconds
+        base=base,
+        snapshots=snapshots,
+        conversations=conversations,
+        changes=since,
+        mixtures=mixtures,
+        unmixed=unmixed,
+        seconds=seconds,
     )
+
+
+def mix_each(
+    candidates: dict[str, Recipe], conversations: list[Conversations]
+) -> tuple[dict[str, TokenisedMixture], dict[str, str]]:
+    """A mixture for each candidate, those with the same settings sharing one; and why a candidate has none.
+
+    Raises what mixing raises where no candidate has one.
+    """
+    by_settings, mixtures = dict[str, TokenisedMixture](), dict[str, TokenisedMixture]()
+    failed = dict[str, NightowlError]()
+    for name, recipe in candidates.items():
+        try:
+            settings = digest(mixture_inputs(recipe, conversations))
+            if settings not in by_settings:
+                by_settings[settings] = mix_splits(recipe, conversations)
+            mixtures[name] = by_settings[settings]
+        except NightowlError as error:
+            failed[name] = error
+            if len(failed) == len(candidates):
+                raise next(iter(failed.values())) from error
+            log.warning("  %s: %s", name, error)
+    return mixtures, {name: str(error) for name, error in failed.items()}
 
 
 def look_at(

@@ -1,30 +1,40 @@
-"""Register the candidate with its lineage, and move the champion alias if the gate said so (pool: data)."""
+"""Register the candidates with their lineage, and move the champion alias if the gate said so (pool: data)."""
 
 from __future__ import annotations
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict
 
 from flows.approve import ask, waits
 from flows.prepare_data import Data
 from flows.screen import console, log
 from tasks.evaluation import Scores, Verdict
-from tasks.recipe import Recipe
+from tasks.gate import best_last
+from tasks.recipe import Recipe, Value
 from tasks.register import promote, register, rollback
-from tasks.registry import Move, Night, Version
+from tasks.registry import Move, Night, Rival, Version
 from tasks.report import report, terminal
+from tasks.search import Proposal
 from tasks.store import Store
 from tasks.training import Adapter
 
 
 @task(name="register", cache_policy=NO_CACHE)
 def register_candidate(
-    recipe: Recipe, data: Data, candidate: Adapter, scores: dict[str, Scores], verdict: Verdict, night: Night
+    recipe: Recipe,
+    data: Data,
+    adapter: Adapter,
+    scores: dict[str, Scores],
+    verdict: Verdict,
+    night: Night,
+    name: str,
+    values: dict[str, Value],
 ) -> Version:
     return register(
         recipe,
         night,
-        candidate,
+        adapter,
         data.mixture,
         data.snapshots,
         data.conversations,
@@ -32,6 +42,8 @@ def register_candidate(
         scores,
         verdict,
         Store.open(),
+        name,
+        values,
     )
 
 
@@ -44,6 +56,7 @@ def report_verdict(
     verdict: Verdict,
     version: Version,
     night: Night,
+    rivals: list[Rival],
 ) -> str:
     """Path of the report's page."""
     store = Store.open()
@@ -61,30 +74,57 @@ def report_verdict(
         version,
         night,
         data.changes,
+        rivals,
     )
     return str(store.folder(told) / "report.html")
 
 
+class Judged(BaseModel):
+    """A candidate that is registered: its version, and the path of its report's page."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: str
+    version: Version
+    report: str
+
+
 @flow(name="promote", flow_run_name="promote: {recipe.name}", persist_result=True, result_serializer="json")
-def promote_candidate(
-    recipe: Recipe, data: Data, candidate: Adapter, scores: dict[str, Scores], verdict: Verdict, night: str
-) -> tuple[Version, str]:
-    """Register the candidate whatever the verdict, make it champion if that is `promote`, and write the report.
+def promote_candidates(
+    recipe: Recipe,
+    proposals: list[Proposal],
+    data: Data,
+    adapters: dict[str, Adapter],
+    scores: dict[str, Scores],
+    verdicts: dict[str, Verdict],
+    night: str,
+) -> list[Judged]:
+    """Register the candidates that have a verdict, whatever it says, make the best of those that are let out champion,
+    and write their reports.
 
-    Where the recipe asks for approval, it waits as challenger.
-
-    Returns the version and the path of the report's page.
+    Where the recipe asks for approval, the best waits as challenger. Returns them with the best at the end.
     """
-    record = Night.attach(night)
-    version = register_candidate(recipe, data, candidate, scores, verdict, record)
-    outcome = "challenger"
-    if waiting := waits(recipe, verdict, version):
-        ask(recipe, verdict, version)
-        log.warning("  %s", waiting)
-    elif verdict.decision == "promote":
-        outcome = promote(version).outcome
-    log.info("  %s version %d: %s", version.model, version.version, outcome)
-    return version, report_verdict(recipe, data, candidate, scores, verdict, version, record)
+    record, recipes = Night.attach(night), {proposal.name: proposal.recipe for proposal in proposals}
+    values = {proposal.name: proposal.values for proposal in proposals}
+    rivals = {name: Rival(name, adapters[name], data.mixtures[name], verdict) for name, verdict in verdicts.items()}
+    judged = []
+    ordered = best_last(verdicts)
+    for name in ordered:
+        own, adapter, verdict = data.of(name), adapters[name], verdicts[name]
+        version = register_candidate(recipes[name], own, adapter, scores, verdict, record, name, values[name])
+        outcome = "challenger"
+        if name != ordered[-1]:
+            outcome = f"{verdict.decision}, behind {ordered[-1]}"
+        elif waiting := waits(recipe, verdict, version):
+            ask(recipe, verdict, version)
+            log.warning("  %s", waiting)
+        elif verdict.decision == "promote":
+            outcome = promote(version).outcome
+        log.info("  %s version %d: %s", version.model, version.version, outcome)
+        others = [rival for other, rival in rivals.items() if other != name]
+        page = report_verdict(recipes[name], own, adapter, scores, verdict, version, record, others)
+        judged.append(Judged(candidate=name, version=version, report=page))
+    return judged
 
 
 @flow(name="rollback", flow_run_name="roll back: {model}")

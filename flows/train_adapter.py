@@ -1,9 +1,9 @@
-"""Train one candidate (pool: gpu)."""
+"""Train the candidates, one after the other, each in a flow run of its own (pool: gpu)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -12,28 +12,32 @@ from prefect import flow, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.placement import placed
 from flows.prepare_data import Data
 from flows.screen import libraries, log, progress
+from tasks.errors import NightowlError, Preempted
 from tasks.recipe import Recipe
 from tasks.registry import Night
+from tasks.search import Proposal
 from tasks.store import Store
 from tasks.train import log_file, train
 from tasks.training import Adapter, Progress
 
 LOG_BYTES = 65_536
 """Most that is passed on at once of what the training libraries print."""
-CANDIDATE = "candidate-1"
 ARTIFACT_SECONDS = 2
 """Least time between two updates of the progress artifact: each is a request to the server."""
 
 
 @task(name="train", cache_policy=NO_CACHE)
-def train_candidate(recipe: Recipe, data: Data, night: str) -> Adapter:
+def train_candidate(proposal: Proposal, data: Data, night: str) -> Adapter:
+    recipe = proposal.recipe
     artifact = cast(UUID, create_progress_artifact(0.0, key="training", description="Waiting for the first step"))
     last = 0.0
-    with Night.attach(night).stage("train", CANDIDATE) as stage, progress("training") as advance:
+    with Night.attach(night).stage("train", proposal.name) as stage, progress("training") as advance:
         stage.inputs(data.mixture, data.snapshots, data.conversations)
         stage.params({f"training.{name}": value for name, value in recipe.training})
+        stage.params({f"search.{field}": value for field, value in proposal.values.items()})
 
         pass_on = _reader(log_file(recipe, data.mixture, data.base, Store.open()))
 
@@ -77,10 +81,43 @@ def _reader(path: Path) -> Callable[[], None]:
     return pass_on
 
 
-@flow(name="train-adapter", flow_run_name="train: {recipe.name}", persist_result=True, result_serializer="json")
-def train_adapter(recipe: Recipe, data: Data, night: str) -> Adapter:
-    """Train the recipe's candidate on a mixture, in a process of its own. `night`: its MLflow run id."""
-    adapter = train_candidate(recipe, data, night)
+@flow(
+    name="train-adapter",
+    flow_run_name="train: {proposal.recipe.name} {proposal.name}",
+    persist_result=True,
+    result_serializer="json",
+)
+def train_adapter(proposal: Proposal, data: Data, night: str) -> Adapter:
+    """Train one candidate on its mixture, in a process of its own. `night`: its MLflow run id."""
+    adapter = train_candidate(proposal, data, night)
     figures = f"{adapter.steps} steps, loss {adapter.loss:.3f}, peak memory {adapter.peak_memory / 1e9:.1f} GB"
     log.info("  adapter %s: %s", adapter.short, figures)
     return adapter
+
+
+def train_each(
+    recipe: Recipe, proposals: Sequence[Proposal], data: Data, night: str
+) -> tuple[dict[str, Adapter], dict[str, str]]:
+    """The candidates' adapters by name, and why a candidate has none: one that fails does not end the others' night.
+
+    Raises what training raised where no candidate has one.
+    """
+    adapters, failed = dict[str, Adapter](), dict(data.unmixed)
+    last: NightowlError | None = None
+    for proposal in proposals:
+        if proposal.name in failed:
+            continue
+        if proposal.values:
+            log.info("  %s: %s", proposal.name, ", ".join(f"{name} {v}" for name, v in proposal.values.items()))
+        try:
+            adapters[proposal.name] = placed(recipe, train_adapter, proposal.name)(
+                proposal, data.of(proposal.name), night
+            )
+        except Preempted:
+            raise
+        except NightowlError as error:
+            last, failed[proposal.name] = error, str(error)
+            log.warning("  %s: %s", proposal.name, error)
+    if last and not adapters:
+        raise last
+    return adapters, failed

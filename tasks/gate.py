@@ -106,6 +106,21 @@ def gate(
     return verdict
 
 
+def best_last(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Candidates of one night by their verdicts, the best of those that are let out at the end.
+
+    Better is who gains more over the targets, on average; of those that are not let out, who is not worse first.
+    """
+    order = {"keep": 0, "cannot tell": 1, "promote": 2}
+
+    def place(name: str) -> tuple[int, float]:
+        verdict = verdicts[name]
+        gains = [entry.difference for entry in verdict.comparisons if entry.role == "target"]
+        return order[verdict.decision], sum(gains) / max(len(gains), 1)
+
+    return sorted(verdicts, key=place)
+
+
 def year(recipe: Recipe, store: Store, nights: Iterable[NightRecord] = ()) -> Budget:
     """How sure the next night has to be, and what is left of the year's error."""
     return budget(_ledger(recipe, store, nights).entries(), datetime.now(UTC), recipe.gate.year_error)

@@ -20,7 +20,7 @@ from tasks.conversations import Conversations, Renderer
 from tasks.errors import BadInput, Refused, WorldFailed
 from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
-from tasks.recipe import Recipe
+from tasks.recipe import Recipe, Value
 from tasks.registry import BASE, Champion, Decision, Move, Night, Snapshots, SuiteRow, Version
 from tasks.sources import BaseSnapshot
 from tasks.store import Store, digest, home
@@ -38,10 +38,13 @@ def register(
     scores: Mapping[str, Scores],
     verdict: Verdict,
     store: Store,
+    candidate: str = "candidate-1",
+    values: Mapping[str, Value] = {},
 ) -> Version:
     """The adapter as a version of the registered model, alias `challenger` until it is promoted.
 
-    `scores`: of the base, the candidate and, where there is one, the champion, under any keys. An adapter that is
+    `scores`: of the base, the candidate and, where there is one, the champion, under any keys; `candidate`: its name
+    in the night; `values`: what a search tried in it. An adapter that is
     registered already keeps its version and gets the new verdict.
 
     Raises BadInput for inputs that do not belong together or may not be registered, WorldFailed when MLflow
@@ -58,6 +61,8 @@ def register(
         if version is None:
             tags = {
                 **_lineage_tags(recipe, night, adapter, mixture, snapshots, conversations, base),
+                "nightowl.candidate": candidate,
+                "nightowl.values": registry.compact(dict(values)),
                 **judged,
             }
             card = registry.model_card(recipe, base, adapter, mixture, snapshots, conversations, rows, verdict)

@@ -18,7 +18,7 @@ from tasks.evaluation import Scores, Verdict
 from tasks.mixture import TokenisedMixture
 from tasks.quality import Change
 from tasks.recipe import Recipe
-from tasks.registry import Night, Report, Snapshots, Story, SuiteRow, Version
+from tasks.registry import Night, Report, Rival, Snapshots, Story, SuiteRow, Version
 from tasks.sources import BaseSnapshot
 from tasks.store import Store, code_digest
 from tasks.training import Adapter
@@ -40,11 +40,13 @@ def report(
     version: Version | None = None,
     night: Night | None = None,
     changes: Sequence[Change] = (),
+    rivals: Sequence[Rival] = (),
 ) -> Report:
     """Write the report of a verdict into the store; with `night`, into MLflow as well; inside a Prefect run, there too.
 
     `scores`: of the base, the candidate and, where there is one, the champion, under any keys; `changes`: of the
-    sources since the last night that passed. Raises BadInput when one of the scores is missing.
+    sources since the last night that passed; `rivals`: the night's other candidates. Raises BadInput when
+    one of the scores is missing.
     """
     by_role = registry.by_role(scores.values(), verdict)
     rows = registry.suite_rows(by_role, verdict, store)
@@ -62,6 +64,7 @@ def report(
         version=version,
         links=links,
         changes=changes,
+        rivals=rivals,
     )
 
     def build(work: Path) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def report(
         "adapter": adapter.address,
         "mixture": mixture.address,
         "changes": [change.address for change in changes],
+        "rivals": [rival.verdict.address for rival in rivals],
         "version": version.version if version else None,
         "links": links,
         "recipe": recipe.name,

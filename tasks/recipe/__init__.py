@@ -10,6 +10,7 @@ from tasks.recipe.operation import Price, Registry, Schedule
 from tasks.recipe.part import Kind, Mode, Name, Part
 from tasks.recipe.quality import Drift, Handling, Quality, RuleSetting, Sensitive, Severity
 from tasks.recipe.reading import PRESETS, Setting, is_recipe, load, parse, settings_of
+from tasks.recipe.search import Search, Value, Vary, bounds, in_space, may_vary, resolved, value_of, variant
 from tasks.recipe.sources import Base, Source
 from tasks.recipe.training import Training
 from tasks.recipe.whole import Recipe
@@ -34,6 +35,7 @@ __all__ = [
     "Role",
     "RuleSetting",
     "Schedule",
+    "Search",
     "Sensitive",
     "Setting",
     "Severity",
@@ -41,8 +43,16 @@ __all__ = [
     "Source",
     "Suite",
     "Training",
+    "Value",
+    "Vary",
+    "bounds",
+    "in_space",
     "is_recipe",
     "load",
+    "may_vary",
     "parse",
+    "resolved",
     "settings_of",
+    "value_of",
+    "variant",
 ]

@@ -12,6 +12,7 @@ from tasks.recipe.mixture import Mixture
 from tasks.recipe.operation import Price, Registry, Schedule
 from tasks.recipe.part import Name, Part
 from tasks.recipe.quality import Quality
+from tasks.recipe.search import Search, resolved
 from tasks.recipe.sources import Base, Source
 from tasks.recipe.training import Training
 
@@ -44,6 +45,8 @@ class Recipe(Part):
     """When its night starts by itself, once deployed; null: only by hand or by an event."""
     price: Price = Price()
     """What an hour costs."""
+    search: Search | None = None
+    """Several candidates a night, over what may vary; null: one, the recipe as it stands."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -59,6 +62,7 @@ class Recipe(Part):
                 raise ValueError(f"suite {suite.name!r} needs {suite.kind} conversations, and no source has that kind")
         if self.mixture.test + self.mixture.validation >= 1:
             raise ValueError("mixture.test and mixture.validation leave nothing to train on")
+        resolved(self)
         return self
 
     @property

@@ -18,7 +18,7 @@ from tasks.registry.lineage import (
 )
 from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.openlineage import tell_version
-from tasks.registry.page import Story, graph, page
+from tasks.registry.page import Rival, Story, graph, page
 from tasks.registry.record import Record, libraries, make_record, read_record
 from tasks.registry.retention import remove, roots, sort_out_versions
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
@@ -49,6 +49,7 @@ __all__ = [
     "NightRecord",
     "Record",
     "Report",
+    "Rival",
     "Run",
     "Snapshots",
     "Story",

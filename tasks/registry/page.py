@@ -29,9 +29,19 @@ _LONGEST = 600  # characters of a prompt or an answer that are shown
 
 
 @dataclass(frozen=True)
+class Rival:
+    """Another candidate of the same night."""
+
+    name: str
+    adapter: Adapter
+    mixture: TokenisedMixture
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Story:
     """All that a report tells of. `links`: URLs by node of the graph (night, candidate, champion, flow run);
-    `changes`: of the sources since the last night that passed."""
+    `changes`: of the sources since the last night that passed; `rivals`: the night's other candidates."""
 
     recipe: Recipe
     base: BaseSnapshot
@@ -45,6 +55,7 @@ class Story:
     version: Version | None
     links: Mapping[str, str]
     changes: Sequence[Change] = ()
+    rivals: Sequence[Rival] = ()
 
 
 def page(story: Story, store: Store) -> str:
@@ -210,11 +221,27 @@ def graph(story: Story) -> str:
             "verdict", "verdict", verdict.decision, f"against {against}", 3, ("candidate",), links.get("flow run"), mark
         ),
     ]
+    nodes += _rivals(story, sources)
     if story.version:
         kind = "champion" if verdict.decision == "promote" else "challenger"
         title = f"{story.version.model} {story.version.version}"
         nodes.append(Node("version", kind, title, verdict.short, 4, ("verdict",), links.get("version"), mark))
     return lineage_svg(nodes)
+
+
+def _rivals(story: Story, sources: tuple[str, ...]) -> list[Node]:
+    """The night's other candidates, each on the mixture that it was trained on."""
+    mixtures = {rival.mixture.address: rival.mixture for rival in story.rivals}
+    mixtures.pop(story.mixture.address, None)
+    nodes = [
+        Node(address, "mixture", f"{mixture.splits['train'].rows} conversations", mixture.short, 1, sources)
+        for address, mixture in mixtures.items()
+    ]
+    for rival in story.rivals:
+        mixture = rival.mixture.address if rival.mixture.address in mixtures else "mixture"
+        note = f"{rival.verdict.decision}, loss {rival.adapter.loss:.3f}"
+        nodes.append(Node(rival.name, rival.name, f"adapter {rival.adapter.short}", note, 2, (mixture, "base")))
+    return nodes
 
 
 def _subtitle(story: Story) -> str:

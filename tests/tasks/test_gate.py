@@ -12,7 +12,7 @@ import pytest
 
 from tasks.errors import BadInput
 from tasks.evaluation import Scores, SuiteScore, Verdict
-from tasks.gate import gate, year
+from tasks.gate import best_last, gate, year
 from tasks.recipe import Recipe, load
 from tasks.registry import NightRecord
 from tasks.store import Store
@@ -167,3 +167,17 @@ def test_what_is_refused_spends_nothing(store: Store, recipe: Recipe) -> None:
     with pytest.raises(BadInput):
         gate(recipe, base, base, scores(store, "a" * 64, {"tool_call": [1] * 64}), store)
     assert year(recipe, store).hypotheses == 0
+
+
+def test_of_several_candidates_the_best_that_is_let_out_comes_last(recipe: Recipe, store: Store) -> None:
+    better = GOOD | {"final_answer": [1] * 50 + [0] * 14}
+    broken = better | {"final_answer": [1] * 64, "chat_format": [0] * 48}
+    base = scores(store, None, BASE)
+    made = {"one": GOOD, "two": better, "three": broken}
+    verdicts = {name: gate(recipe, base, base, scores(store, name, suites), store) for name, suites in made.items()}
+    assert [verdicts[name].decision for name in made] == ["promote", "promote", "keep"]
+    assert best_last(verdicts) == ["three", "one", "two"]
+    # Each of a night's candidates is a hypothesis of its own, and has a tenth less to spend than the one before.
+    levels = [verdicts[name].level or 0 for name in made]
+    assert levels[1:] == pytest.approx([0.9 * level for level in levels[:-1]], rel=1e-3)
+    assert [verdicts[name].hypotheses for name in made] == [1, 2, 3]

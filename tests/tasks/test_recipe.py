@@ -139,3 +139,52 @@ def test_when_and_where_a_night_runs_is_checked(change: str, field: str) -> None
     with pytest.raises(BadInput) as refused:
         recipe.load("demo", [change])
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("vary", "more", "expected"),
+    [
+        ("{field: training.rnk, choices: [8, 16]}", (), r"vary\.training\.rnk: .*Did you mean training\.rank\?"),
+        ("{field: mixture.test, low: 0.1, high: 0.2}", (), r"vary\.mixture\.test: .*is no field that may vary"),
+        (
+            "{field: training.rank, choices: [8, 900]}",
+            (),
+            r"rank\.choices: 900 is no value of training\.rank \(.*512\)",
+        ),
+        ("{field: training.rank, low: 8.5, high: 20}", (), r"rank\.low: 8\.5 is no value .*valid integer"),
+        ("{field: training.batch_size, low: 4, high: 12}", (), r"micro_batch_size 4 does not divide batch_size 5"),
+        ("{field: training.rank, low: 8, high: 12}", (), r"training\.rank: 16 is outside .*the recipe as it stands"),
+        ("{field: mixture.reasoning_share, low: 0.1, high: 0.9}", (), r"mixture\.reasoning_share: None is outside"),
+        ("{field: training.rank}", (), r"needs either low and high, or choices"),
+        ("{field: training.rank, low: 32, high: 8}", (), r"needs a low below its high"),
+        ("{field: training.dropout, low: 0, high: 0.5, log: true}", (), r"log, which needs a low above 0"),
+        ("{field: training.rank, choices: [16, 16]}", (), r"at least two choices, each once"),
+        ("", (), r"vary is empty"),
+        (
+            "{field: sources.tools.share, low: 0.2, high: 0.8}, {field: sources.chat.share, low: 0.08, high: 0.3}",
+            (),
+            r"search: 'sources\.tools\.share=0\.8, sources\.chat\.share=0\.3' makes no recipe",
+        ),
+        (
+            "{field: training.rank, choices: [8, 16]}",
+            ("search.storage=postgresql://me:secret@host/database",),
+            r"search\.storage: 'postgresql://me:\*\*\*@host",
+        ),
+    ],
+)
+def test_a_search_is_refused_when_the_recipe_is_read(vary: str, more: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(BadInput, match=expected):
+        recipe.load("demo", [f"search.vary=[{vary}]", *more])
+
+
+def test_a_variant_is_a_recipe_of_its_own() -> None:
+    vary = "{field: sources.tools.share, low: 0.2, high: 0.8}, {field: training.rank, choices: ['8', '16']}"
+    loaded, _ = recipe.load("demo", [f"search.vary=[{vary}]"])
+    resolved = recipe.resolved(loaded)
+    assert resolved
+    assert resolved.vary[1].choices == (8, 16)
+    made = recipe.variant(loaded, {"sources.tools.share": 0.4, "training.rank": 8})
+    assert made.search is None
+    assert made.training.rank == 8
+    assert [source.share for source in made.sources] == pytest.approx([0.4, 0.44, 0.16])  # the others' proportions stay
+    assert made.evaluation == loaded.evaluation
