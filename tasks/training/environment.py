@@ -7,7 +7,9 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("torch", "unsloth", "unsloth-zoo", "transformers", "trl", "peft", "bitsandbytes")
@@ -35,6 +37,10 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
+    with suppress(OSError):
+        # Not getrusage, which counts what the parent held when it started this process as well.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

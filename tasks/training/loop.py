@@ -105,13 +105,15 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     folder = work / ADAPTER
     shutil.rmtree(folder, ignore_errors=True)
     asked = parity.prompts(data.training)
-    answers = parity.logits(model, asked)
+    answers, matrices = parity.logits(model, asked), parity.matrices(model)
     require_trained(model)
     method.save(model, spec, folder)
     adapter_folder.complete(folder, spec, data.ends)
     del model, trainer
     _free()
-    parity.require(answers, parity.logits(_reloaded(backend, spec, asked), asked))
+    loaded = _reloaded(backend, spec, asked)
+    parity.require_same(matrices, loaded)
+    parity.require(answers, parity.logits(loaded, asked))
     return measured
 
 

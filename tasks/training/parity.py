@@ -1,7 +1,14 @@
-"""Does the saved adapter answer as the trained model did? Asked before anything else sees it."""
+"""Is the saved adapter the trained one, and does it answer as that did? Asked before anything else sees it.
+
+Two looks, since neither is enough: one matrix of hundreds that was lost moves the logits by less than rounding in
+bfloat16 does, and the right matrices on the wrong base or in the wrong places are still the right matrices.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +18,7 @@ from tasks.training.rows import Rows
 
 _ROWS = 4
 _TOKENS = 256
+_ADVICE = "Report this with the log; nothing was released."
 # Of the logits' spread, in the mean square. In bfloat16, changing the adapter by 1e-7 of itself moves the logits of the
 # demo's base by 0.03 of their spread, and losing one of its layers by 0.08 to 0.10.
 _TOLERANCE = 0.05
@@ -34,6 +42,56 @@ def logits(model: Any, asked: list[list[int]]) -> list[Any]:
         return [model(input_ids=torch.tensor([ids], device=model.device)).logits[0].float().cpu() for ids in asked]
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """One trained matrix of an adapter: its shape, sha256 of its values as float32, and the scale of its update."""
+
+    shape: tuple[int, ...]
+    digest: str
+    scale: float
+
+
+def matrices(model: Any) -> dict[str, Matrix]:
+    """The trained matrices of a model, by the names of its parameters."""
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scales = _scales(model)
+    return {name: Matrix(tuple(p.shape), _digest(p), scales[_module(name)]) for name, p in found.items()}
+
+
+def require_same(trained: Mapping[str, Matrix], loaded: Any) -> None:
+    """Raise WorldFailed unless a loaded adapter has each trained matrix, bit for bit, and no other.
+
+    Of a PiSSA adapter, which is saved with what it began with beside it, the trained part of each is compared.
+    """
+    names = {name for name, _ in loaded.named_parameters() if "lora_" in name}
+    wrong = sorted(names ^ set(trained))
+    if not wrong:
+        found, scales = dict(loaded.named_parameters()), _scales(loaded)
+        for name, matrix in trained.items():
+            part = found[name][tuple(slice(size) for size in matrix.shape)]
+            if (tuple(part.shape), _digest(part), scales[_module(name)]) != (matrix.shape, matrix.digest, matrix.scale):
+                wrong.append(name)
+    if wrong:
+        raise WorldFailed(
+            "training",
+            f"the saved adapter is not the trained one ({len(wrong)} of {len(trained)} matrices differ, {wrong[0]} first)",
+            _ADVICE,
+        )
+
+
+def _scales(model: Any) -> dict[str, float]:
+    """What multiplies the update of each adapted module."""
+    return {name: m.scaling["default"] for name, m in model.named_modules() if hasattr(m, "lora_A")}
+
+
+def _module(parameter: str) -> str:
+    return parameter.partition(".lora_")[0]
+
+
+def _digest(parameter: Any) -> str:
+    return hashlib.sha256(parameter.detach().float().cpu().contiguous().numpy().data).hexdigest()
+
+
 def require(expected: list[Any], found: list[Any]) -> None:
     """Raise WorldFailed unless each prompt's logits are those of the trained model, but for rounding."""
     for trained, loaded in zip(expected, found, strict=True):
@@ -43,5 +101,5 @@ def require(expected: list[Any], found: list[Any]) -> None:
                 "training",
                 f"the saved adapter answers differently from the trained one (logits differ by {difference:.3g} in the "
                 f"root mean square, where they spread by {spread:.3g})",
-                "Report this with the log; nothing was released.",
+                _ADVICE,
             )

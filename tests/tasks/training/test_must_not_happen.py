@@ -191,8 +191,20 @@ def test_a_row_that_is_too_much_by_itself_is_said_before_training(
         train_here()
 
 
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda weights: {n: m * 0 for n, m in weights.items() if n == sorted(weights)[1]}, "1 of 28 matrices differ"),
+        (lambda weights: {sorted(weights)[0]: weights[sorted(weights)[0]] * 1.001}, "1 of 28 matrices differ"),
+        (lambda weights: {sorted(weights)[-1]: None}, "1 of 28 matrices differ"),
+    ],
+    ids=["a matrix of zeros", "a matrix a little off", "a matrix left out"],
+)
 def test_an_adapter_that_was_saved_wrongly_is_not_let_out(
-    train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    train_here: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[dict[str, Any]], dict[str, Any]],
+    complaint: str,
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -200,13 +212,50 @@ def test_an_adapter_that_was_saved_wrongly_is_not_let_out(
 
     save = method.save
 
-    def lose_a_layer(model: Any, spec: Any, folder: Path) -> None:
+    def damaged(model: Any, spec: Any, folder: Path) -> None:
         save(model, spec, folder)
         weights = load_file(folder / "adapter_model.safetensors")
-        lost = {name: matrix * 0 for name, matrix in weights.items() if "layers.1." in name}
-        save_file(weights | lost, folder / "adapter_model.safetensors")
+        changed = weights | damage(weights)
+        save_file({n: m for n, m in changed.items() if m is not None}, folder / "adapter_model.safetensors")
 
-    monkeypatch.setattr(method, "save", lose_a_layer)
+    monkeypatch.setattr(method, "save", damaged)
+    with pytest.raises(WorldFailed, match=complaint):
+        train_here()
+
+
+def test_an_adapter_whose_scale_was_lost_is_not_let_out(
+    train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.training import method
+
+    save = method.save
+
+    def rescaled(model: Any, spec: Any, folder: Path) -> None:
+        save(model, spec, folder)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 8}))
+
+    monkeypatch.setattr(method, "save", rescaled)
+    with pytest.raises(WorldFailed, match="28 of 28 matrices differ"):
+        train_here()
+
+
+def test_the_right_adapter_on_another_base_answers_differently(
+    train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.training import transformers_backend
+
+    load = transformers_backend._load
+    times = [0]
+
+    def other_the_second_time(spec: Any, longest: int) -> Any:
+        model = load(spec, longest)
+        times[0] += 1
+        if times[0] == 2:
+            model.get_input_embeddings().weight.data *= 1.2
+        return model
+
+    monkeypatch.setattr(transformers_backend, "_load", other_the_second_time)
     with pytest.raises(WorldFailed, match="answers differently from the trained one"):
         train_here()
 
