@@ -72,11 +72,8 @@ def require_same(trained: Mapping[str, Matrix], loaded: Any) -> None:
             if (tuple(part.shape), _digest(part), scales[_module(name)]) != (matrix.shape, matrix.digest, matrix.scale):
                 wrong.append(name)
     if wrong:
-        raise WorldFailed(
-            "training",
-            f"the saved adapter is not the trained one ({len(wrong)} of {len(trained)} matrices differ, {wrong[0]} first)",
-            _ADVICE,
-        )
+        found_out = f"{len(wrong)} of {len(trained)} matrices differ, {wrong[0]} first"
+        raise WorldFailed("training", f"the saved adapter is not the trained one ({found_out})", _ADVICE)
 
 
 def _scales(model: Any) -> dict[str, float]:
