@@ -10,32 +10,74 @@ import typer
 from flows.command import JsonOption, RecipeArgument, SetOption, answers, load, prepare, terminal
 
 if TYPE_CHECKING:
-    from tasks.registry import Version
+    from tasks.recipe import Recipe
+    from tasks.registry import Candidate, Version
 
 app = typer.Typer()
 
 
 @app.command()
 @answers
-def candidates(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
-    """Every registered candidate with its scores and verdict, newest first."""
+def candidates(
+    recipe: RecipeArgument,
+    plot: Annotated[Path | None, typer.Option(help="Draw the targets' scores into this .png or .svg file.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="The field of the plot; the first of search.vary if not given.")
+    ] = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> Any:
+    """Every candidate of all nights: what varied, scores, guards, verdict and version, newest first."""
     loaded, _ = load(recipe, changes)
     prepare()
     from tasks.gate import year
+    from tasks.propose import unfinished
     from tasks.registry import candidates as registered
     from tasks.registry import nights
     from tasks.store import Store
 
-    found, left = registered(loaded), year(loaded, Store.open(), nights(loaded.name))
+    store, past = Store.open(), nights(loaded.name)
+    found, not_judged, left = registered(loaded), unfinished(loaded, store), year(loaded, store, past)
+    if plot is not None:
+        _draw(loaded, found, plot, against)
 
     def say() -> None:
         from flows.tables import candidates_table
 
-        terminal().print(candidates_table(found) if found else f"{loaded.registered_model} has no versions yet")
+        targets = [suite.name for suite in loaded.evaluation.suites if suite.role == "target"]
+        table = candidates_table(found, not_judged, past, targets)
+        terminal().print(table if table.rows else f"{loaded.registered_model} has no versions yet")
         print(left)
+        if plot is not None:
+            print(plot)
 
     told = [candidate.model_dump(mode="json") for candidate in found]
-    return {"model": loaded.registered_model, "candidates": told, "year": left.model_dump()}, say
+    others = [one.model_dump(mode="json") for one in not_judged]
+    answer = {"model": loaded.registered_model, "candidates": told, "not_judged": others, "year": left.model_dump()}
+    return answer | ({"plot": str(plot)} if plot else {}), say
+
+
+def _draw(recipe: Recipe, found: list[Candidate], file: Path, field: str | None) -> None:
+    """The plot of the targets' scores against a field that varied."""
+    from tasks.errors import BadInput
+    from tasks.registry import search_plot
+
+    form = file.suffix.lower().removeprefix(".")
+    if form not in ("png", "svg"):
+        raise BadInput("--plot", str(file), "is neither a .png nor a .svg file", "Name it so.")
+    varied = list(dict.fromkeys(name for candidate in found for name in candidate.values))
+    field = field or (recipe.search.vary[0].field if recipe.search else None)
+    if field not in varied:
+        way_out = f"These did: {', '.join(varied)}." if varied else "Give the recipe a search, and run a night."
+        raise BadInput("--against", field, "varied in no candidate that was judged", way_out)
+    targets = [suite.name for suite in recipe.evaluation.suites if suite.role == "target"]
+    log = recipe.search is not None and any(vary.field == field and vary.log for vary in recipe.search.vary)
+    shown = [candidate for candidate in found if field in candidate.values]
+    picture = search_plot(shown, field, targets, log, form)
+    try:
+        file.write_bytes(picture)
+    except OSError as error:
+        raise BadInput("--plot", str(file), f"cannot be written ({error.strerror})", "Name another file.") from error
 
 
 @app.command()

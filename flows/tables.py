@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -10,8 +10,10 @@ from rich.text import Text
 
 from tasks.conversations import Conversations, Finding
 from tasks.quality import BY_NAME, Change, changed_rows, compared_with, trained_turns
+from tasks.recipe import Value
 from tasks.registry import Candidate, Holders, NightRecord
 from tasks.reproduce import Reproduction
+from tasks.search import Tried
 
 _STYLE = {"critical": "red", "warning": "yellow", "info": "dim"}
 
@@ -67,17 +69,30 @@ def tell_gate(gated: Conversations, change: Change | None, folder: Path) -> None
     print(f"quarantine  {folder / 'quarantine.parquet'}")
 
 
-def candidates_table(candidates: Sequence[Candidate]) -> Table:
-    """Versions of a registered model with their scores."""
-    suites = sorted({suite for candidate in candidates for suite in candidate.scores})
-    table = Table()
-    for name in ("version", "alias", "made", "verdict", *suites):
-        table.add_column(name, justify="right" if name in suites else "left")
+def candidates_table(
+    candidates: Sequence[Candidate], unfinished: Sequence[Tried], nights: Sequence[NightRecord], targets: Sequence[str]
+) -> Table:
+    """The candidates of all nights, versions first, then those that could not be judged."""
+    started = {night.run_id: night.started[:16].replace("T", " ") for night in nights}
+    table = Table(show_lines=True)
+    for name in ("night (UTC)", "values", "targets and guards", "verdict"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("night (UTC)", "values"))
     for candidate in candidates:
-        scores = [f"{candidate.scores[suite]:.3f}" if suite in candidate.scores else "" for suite in suites]
-        aliases = ", ".join(candidate.aliases)
-        table.add_row(str(candidate.version), aliases, candidate.made_at[:16], candidate.verdict, *scores)
+        scores = _by_line({name: candidate.scores[name] for name in targets if name in candidate.scores})
+        if candidate.broken is not None:
+            scores += f"\nguards {', '.join(candidate.broken) or 'ok'}"
+        version = " ".join(["version", str(candidate.version), *candidate.aliases])
+        when = f"{started.get(candidate.night, '')}\n{candidate.name}"
+        table.add_row(when, _by_line(candidate.values), scores, f"{candidate.verdict}\n{version}")
+    for one in unfinished:
+        said = Text(f"{one.state}\n{(one.reason or '').partition(chr(10))[0]}", style="yellow")
+        table.add_row(f"{started.get(one.night, '')}\n{one.candidate}", _by_line(one.values), "", said)
     return table
+
+
+def _by_line(values: Mapping[str, Value]) -> str:
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    return "\n".join(f"{name} {value}" for name, value in shown.items())
 
 
 def nights_table(nights: Sequence[NightRecord]) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from tasks.evaluation import Scores, Verdict
 from tasks.recipe import Recipe, resolved
 from tasks.registry import NightRecord
-from tasks.search import Outcome, Proposal, Trials
+from tasks.search import Outcome, Proposal, Trials, Tried
 from tasks.store import Store
 
 
@@ -68,3 +68,10 @@ def outcome(recipe: Recipe, base: Scores, reference: Scores, candidate: Scores) 
         else:
             slacks[suite.name] = sign * (score.mean - reference.suites[suite.name].mean) + suite.margin
     return Outcome(gains=gains, slacks=slacks)
+
+
+def unfinished(recipe: Recipe, store: Store) -> list[Tried]:
+    """What the search proposed and nobody could judge, newest first: candidates that failed, or have not ended."""
+    search = resolved(recipe)
+    known = Trials(recipe, search, store).all() if search else []
+    return [one for one in reversed(known) if one.state != "judged"]

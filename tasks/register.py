@@ -271,8 +271,10 @@ def _lineage_tags(
 def _verdict_tags(verdict: Verdict, rows: Sequence[SuiteRow]) -> dict[str, str]:
     means = {row.name: row.means["candidate"] for row in rows}
     intervals = {name: [round(mean.low, 6), round(mean.high, 6)] for name, mean in means.items()}
+    broken = [c.suite for c in verdict.comparisons if c.role == "guard" and c.outcome != "not worse"]
     return {
         "nightowl.verdict": verdict.decision,
+        "nightowl.broken_guards": registry.compact(broken),
         "nightowl.verdict_address": verdict.address,
         "nightowl.against": verdict.champion or BASE,
         "nightowl.reasons": registry.compact(list(verdict.reasons)),

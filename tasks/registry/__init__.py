@@ -19,6 +19,7 @@ from tasks.registry.lineage import (
 from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.openlineage import tell_version
 from tasks.registry.page import Rival, Story, graph, page
+from tasks.registry.plots import search_plot
 from tasks.registry.record import Record, libraries, make_record, read_record
 from tasks.registry.retention import remove, roots, sort_out_versions
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
@@ -98,6 +99,7 @@ __all__ = [
     "roots",
     "score_metrics",
     "score_table",
+    "search_plot",
     "shown",
     "signature",
     "site",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry.figures import SuiteRow, is_share
+from tasks.registry.schema import Candidate
 
 COLOURS = {"base": "#8a94a6", "champion": "#d08a1d", "candidate": "#2f6fde"}
 _GOOD, _BAD, _QUIET = "#1f9d61", "#d64545", "#8a94a6"
@@ -89,6 +90,42 @@ def loss_plot(progress: Path) -> bytes | None:
     return _png(figure)
 
 
+def search_plot(
+    candidates: Sequence[Candidate], field: str, targets: Sequence[str], log: bool = False, form: str = "png"
+) -> bytes:
+    """Scores of candidates on each target against the value of a field, with their 95 % intervals, as PNG or SVG.
+
+    `candidates`: those in which the field varied; `log`: of the field's axis.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, axes = _figure(1 + 4.2 * len(targets), 3.6, [1] * len(targets))
+    values = [candidate.values[field] for candidate in candidates]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    names = sorted({str(value) for value in values})
+    colours = {"promote": _GOOD, "keep": _BAD}
+    for axis, target in zip(axes, targets, strict=True):
+        for candidate, value in zip(candidates, values, strict=True):
+            if (score := candidate.scores.get(target)) is None:
+                continue
+            x = value if numbers else names.index(str(value))
+            colour = colours.get(candidate.verdict, _QUIET)
+            axis.plot([x, x], candidate.intervals.get(target, (score, score)), color=colour, lw=2, alpha=0.55)
+            axis.plot([x], [score], "o", color=colour, ms=7)
+        if not numbers:
+            axis.set_xticks(range(len(names)), names)
+        elif log:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel(field)
+        axis.set_ylabel(target)
+    dots = [axes[0].plot([], [], "o", color=colour)[0] for colour in (_GOOD, _BAD, _QUIET)]
+    figure.legend(dots, ["promote", "keep", "cannot tell"], loc="upper center", ncols=3, frameon=False, fontsize=9)
+    return _png(figure, top=0.92, form=form)
+
+
 def _panels(rows: Sequence[SuiteRow]) -> list[list[SuiteRow]]:
     """Suites that are measured in the same unit share an axis."""
     panels: dict[str, list[SuiteRow]] = {}
@@ -126,8 +163,8 @@ def _figure(width: float, height: float, ratios: Sequence[int]) -> tuple[Any, li
     return figure, list(axes)
 
 
-def _png(figure: Any, top: float = 1.0) -> bytes:
+def _png(figure: Any, top: float = 1.0, form: str = "png") -> bytes:
     figure.tight_layout(rect=(0, 0, 1, top))
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format=form)
     return buffer.getvalue()

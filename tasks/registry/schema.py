@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.recipe import Value
 from tasks.store import Manifest
 
 NightOutcome = Literal["promoted", "kept", "cannot tell", "skipped", "refused", "failed"]
@@ -45,7 +46,12 @@ class Champion(BaseModel):
 
 
 class Candidate(BaseModel):
-    """A registered version as people look it up. `verdict`: the gate's decision; `made_at`: UTC, ISO 8601."""
+    """A registered version as people look it up. `verdict`: the gate's decision; `made_at`: UTC, ISO 8601.
+
+    `night`: MLflow run id; `name`: the candidate's in that night; `values`: what a search tried, by field;
+    `intervals`: of the scores, 95 %; `broken`: guards that the gate does not call unharmed, None where that was not
+    written down.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +64,11 @@ class Candidate(BaseModel):
     scores: dict[str, float]
     run_id: str
     made_at: str
+    night: str = ""
+    name: str = ""
+    values: dict[str, Value] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    broken: tuple[str, ...] | None = None
 
 
 class Move(BaseModel):

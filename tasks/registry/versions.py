@@ -195,6 +195,11 @@ def candidates(recipe: Recipe) -> list[Candidate]:
             scores=json.loads(entry.tags["nightowl.scores"]),
             run_id=entry.run_id,
             made_at=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+            night=entry.tags.get("nightowl.night", ""),
+            name=entry.tags.get("nightowl.candidate", ""),
+            values=json.loads(entry.tags.get("nightowl.values", "{}")),
+            intervals=json.loads(entry.tags.get("nightowl.intervals", "{}")),
+            broken=json.loads(entry.tags.get("nightowl.broken_guards", "null")),
         )
         for entry in entries
     ]

@@ -74,6 +74,12 @@ def test_a_night_of_three_candidates(tiny_recipe: dict[str, Any], tmp_path: Path
     }
     for one in tried:
         assert float(trained[one.candidate].data.params["search.mixture.rows"]) == one.values["mixture.rows"]
+    told = nightowl("candidates", str(file), "--plot", str(tmp_path / "plot.svg"))
+    assert [one["version"] for one in told["candidates"]] == [2, 1]
+    assert {str(one["values"]) for one in told["candidates"]} == {str(v.values) for v in versions.values()}
+    assert [one["trial"] for one in told["not_judged"]] == [failed.trial]
+    assert "training.learning_rate" in (tmp_path / "plot.svg").read_text()
+
     pages = [path.read_text() for path in nightowl_home.glob("store/report/*/lineage.svg")]
     assert len(pages) == 2
     others = {one.candidate.upper() for one in tried if one.state == "judged"}

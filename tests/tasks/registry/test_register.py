@@ -94,6 +94,9 @@ def test_registering_twice_keeps_the_version_and_takes_the_new_verdict(
     again = make(decision="keep")
     assert enter(again) == first
     (candidate,) = registry.candidates(world.recipe)
+    assert (candidate.name, candidate.values) == ("candidate-1", {})
+    guards = {c.suite: c.outcome for c in again.verdict.comparisons if c.role == "guard"}
+    assert candidate.broken == tuple(name for name, outcome in guards.items() if outcome != "not worse")
     assert candidate.verdict == "keep"
     assert candidate.aliases == ("challenger",)
 
