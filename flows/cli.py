@@ -84,14 +84,21 @@ def run(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption =
 
 @app.command()
 @answers
-def plan(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
+def plan(
+    recipe: RecipeArgument,
+    changes: SetOption = None,
+    device_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with this much memory instead, such as 24GB.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> Any:
     """Say what a night would do, without doing it: settings, revisions, stages, and whether it fits here."""
     loaded, settings = load(recipe, changes)
     prepare()
     from tasks.plan import plan as make_plan
     from tasks.store import Store
 
-    made = make_plan(loaded, Store.open())
+    made = make_plan(loaded, Store.open(), device_memory)
 
     def say() -> None:
         _say_settings(settings)

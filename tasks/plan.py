@@ -6,6 +6,7 @@ input is not known yet (rows of a source that has not been fetched), what follow
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Literal
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.conversations import Conversations
 from tasks.doctor import GIB, MIN_FREE_DISK, MIN_FREE_MEMORY, free_memory
+from tasks.errors import BadInput
 from tasks.evaluation import Verdict
 from tasks.fetch import base_inputs, source_inputs
 from tasks.gate import year
@@ -23,7 +25,7 @@ from tasks.recipe import Recipe
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store, home
 from tasks.train import adapter_inputs
-from tasks.training import Adapter
+from tasks.training import Adapter, estimate, fitting, longest, shape_of, steps
 from tasks.validate import conversations_inputs
 
 
@@ -56,8 +58,8 @@ class Plan(BaseModel):
     needs: tuple[Need, ...]
 
 
-def plan(recipe: Recipe, store: Store) -> Plan:
-    """What a night of this recipe would do now.
+def plan(recipe: Recipe, store: Store, device_memory: str | None = None) -> Plan:
+    """What a night of this recipe would do now; with `device_memory`, such as "24GB", on a GPU of that size.
 
     Asks each source what it points at; fetches, trains and writes nothing. Raises BadInput and WorldFailed
     as `fetch` does for a source that cannot be resolved.
@@ -86,7 +88,10 @@ def plan(recipe: Recipe, store: Store) -> Plan:
     if mixture and base:
         adapter = store.find(Adapter, Store.address(Adapter, adapter_inputs(recipe, mixture, base)))
     stages += _after(recipe, mixture, adapter, store)
-    return Plan(stages=tuple(stages), needs=tuple(_needs(base, adapter, store)))
+    needs = [_disk(), _memory(recipe, base, mixture, adapter, store, device_memory)]
+    if mixture and base and not adapter and device_memory is None:
+        needs += _time(recipe, base, mixture, store)
+    return Plan(stages=tuple(stages), needs=tuple(needs))
 
 
 def _stage(name: str, found: object | None, detail: str) -> Stage:
@@ -105,20 +110,85 @@ def _after(recipe: Recipe, mixture: TokenisedMixture | None, adapter: Adapter | 
     yield _stage("evaluate and gate", judged or None, said)
 
 
-def _needs(base: BaseSnapshot | None, adapter: Adapter | None, store: Store) -> Iterator[Need]:
-    """Disk and memory, against what is free here; training's memory as earlier nights on this base measured it."""
+def _disk() -> Need:
     disk = shutil.disk_usage(home()).free
-    yield Need(
-        name="disk", fits=disk >= MIN_FREE_DISK, detail=f"{MIN_FREE_DISK / GIB:.0f} GiB, {disk / GIB:.0f} GiB are free"
-    )
-    memory = free_memory()
-    if adapter:
-        yield Need(name="memory", fits=memory >= MIN_FREE_MEMORY, detail="nothing is left to train")
+    detail = f"{MIN_FREE_DISK / GIB:.0f} GiB, {disk / GIB:.0f} GiB are free"
+    return Need(name="disk", fits=disk >= MIN_FREE_DISK, detail=detail)
+
+
+def _memory(
+    recipe: Recipe,
+    base: BaseSnapshot | None,
+    mixture: TokenisedMixture | None,
+    adapter: Adapter | None,
+    store: Store,
+    device_memory: str | None,
+) -> Need:
+    """Training's memory as estimated from the base's config, against what is free on the device; and what would fit."""
+    gpu, memory = _device(device_memory)
+    free = f"{memory / GIB:.1f} GiB are {'there' if device_memory else 'free'}"
+    if adapter and device_memory is None:
+        return Need(name="memory", fits=memory >= MIN_FREE_MEMORY, detail="nothing is left to train")
+    if base is None:
+        detail = f"unknown until the base is fetched; {free}"
+        return Need(name="memory", fits=memory >= MIN_FREE_MEMORY, detail=detail)
+    training = recipe.training
+    try:
+        shape = shape_of(store.folder(base), training)
+    except (OSError, ValueError, AttributeError) as error:
+        detail = f"cannot be told from this base's config ({error}); {free}"
+        return Need(name="memory", fits=memory >= MIN_FREE_MEMORY, detail=detail)
+    length = _longest_row(store, mixture) if mixture else recipe.base.max_length
+    micro = fitting(shape, training, length=length, memory=memory, gpu=gpu)
+    needed = estimate(shape, training, length=length, micro=micro or 1, gpu=gpu)
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.model_dump().items() if size > 0.05 * GIB)
+    rows = f"{micro or 1} row{'s' * (micro > 1)} of {'' if mixture else 'up to '}{length} tokens a pass"
+    said = f"about {needed.total / GIB:.1f} GiB for {rows} ({parts}); {free}"
+    passes = training.batch_size // (training.processes * training.nodes * micro) if micro else 0
+    if not micro:
+        most = longest(shape, training, memory=memory, gpu=gpu)
+        said += f"; base.max_length up to {most} would fit" if most else "; no row would fit"
+        said += ", or method qlora" * (training.method == "lora")
+    elif passes > 1:
+        said += f"; training.micro_batch_size {micro} takes {passes} passes a step"
+    peaks = [known.peak_memory for known in store.all(Adapter) if known.base == base.address]
+    if peaks and device_memory is None:
+        said += f"; earlier nights took up to {max(peaks) / GIB:.1f} GiB"
+    if gpu:
+        said += "; an account of tensors that was never measured on a GPU"
+    return Need(name="memory", fits=micro > 0, detail=said)
+
+
+def _device(stated: str | None) -> tuple[bool, int]:
+    """Whether training would run on a GPU, and the bytes that it may take there."""
+    if stated is not None:
+        size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB)", stated)
+        if size is None:
+            raise BadInput("--device-memory", stated, "is not a size", "For example --device-memory 24GB.")
+        return True, int(float(size[1]) * (GIB if size[2] == "GiB" else 10**9))
+    import torch
+
+    if torch.cuda.is_available():
+        return True, torch.cuda.mem_get_info()[0]
+    return False, free_memory()
+
+
+def _longest_row(store: Store, mixture: TokenisedMixture) -> int:
+    """Tokens of the longest row to train on."""
+    import polars as pl
+
+    rows = pl.scan_parquet(store.folder(mixture) / "train.parquet")
+    return int(rows.select(pl.col("input_ids").list.len().max()).collect().item())
+
+
+def _time(recipe: Recipe, base: BaseSnapshot, mixture: TokenisedMixture, store: Store) -> Iterator[Need]:
+    """Training's time at the speed of the latest night on this base and device; nothing where there was none."""
+    nights = [known for known in store.all(Adapter) if known.base == base.address and known.seconds > 0]
+    if not nights:
         return
-    peaks = [known.peak_memory for known in store.all(Adapter) if base and known.base == base.address]
-    if not peaks:
-        detail = f"unknown until a first night on this base has measured it; {memory / GIB:.1f} GiB are free"
-        yield Need(name="memory", fits=memory >= MIN_FREE_MEMORY, detail=detail)
-        return
-    detail = f"training took {max(peaks) / GIB:.1f} GiB on earlier nights, {memory / GIB:.1f} GiB are free"
-    yield Need(name="memory", fits=memory >= max(peaks), detail=detail)
+    training, split = recipe.training, mixture.splits["train"]
+    total = steps(split.rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
+    tokens = split.tokens * min(training.epochs, total * training.batch_size / split.rows)
+    speed = nights[-1].tokens / nights[-1].seconds
+    detail = f"training takes about {tokens / speed / 60:.0f} minutes at the {speed:.0f} tokens/s of the latest night"
+    yield Need(name="time", fits=True, detail=f"{detail} on this base, {total} steps")

@@ -1,6 +1,7 @@
 """Training: backends behind one small interface, tokenised splits and a spec in, adapter and metrics out."""
 
 from tasks.training.adapter_folder import require_base, weights_digest
+from tasks.training.memory import Memory, estimate, fitting, longest, shape_of
 from tasks.training.method import require_possible
 from tasks.training.process import run
 from tasks.training.rows import steps
@@ -16,12 +17,17 @@ __all__ = [
     "BACKENDS",
     "LOG",
     "Adapter",
+    "Memory",
     "Progress",
     "TrainingResult",
     "TrainingSpec",
+    "estimate",
+    "fitting",
+    "longest",
     "require_base",
     "require_possible",
     "run",
+    "shape_of",
     "steps",
     "weights_digest",
 ]

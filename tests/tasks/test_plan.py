@@ -1,0 +1,78 @@
+"""The plan's needs: training's memory from the base's config, on this machine or on a stated GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import BadInput
+from tasks.plan import Need, plan
+from tasks.recipe import parse
+from tasks.sources import BaseSnapshot
+from tasks.store import Store
+
+_QWEN3_8B = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def memory(nightowl_home: Path, byte_model: Path, tmp_path: Path) -> object:
+    """The plan's need of memory for a base of Qwen3-8B's shape, with these training fields."""
+    from tasks.fetch import fetch_base
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for file in byte_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "config.json").write_text(json.dumps(_QWEN3_8B))
+    store = Store.open()
+
+    def need(device_memory: str | None, **training: object) -> Need:
+        recipe = parse(
+            {
+                "name": "test",
+                "base": {"uri": f"file://{folder}", "max_length": 2048},
+                "sources": [{"name": "s", "uri": "sample://chat?size=10", "kind": "chat", "share": 1.0}],
+                "training": {"batch_size": 16, **training},
+                "evaluation": {"suites": [{"name": "chat_format", "kind": "chat", "role": "target"}]},
+            }
+        )
+        assert isinstance(fetch_base(recipe.base, store), BaseSnapshot)
+        return next(found for found in plan(recipe, store, device_memory).needs if found.name == "memory")
+
+    return need
+
+
+def test_a_stated_gpu_is_planned_for(memory) -> None:  # type: ignore[no-untyped-def]
+    fits = memory("80GB")
+    assert fits.fits
+    assert "16 rows of up to 2048 tokens" in fits.detail
+    assert "never measured on a GPU" in fits.detail
+    cut = memory("12GB")
+    assert cut.fits
+    assert "passes a step" in cut.detail
+    small = memory("12GB", method="lora")
+    assert not small.fits
+    assert "no row would fit, or method qlora" in small.detail
+    with pytest.raises(BadInput, match="--device-memory"):
+        memory("much")
+
+
+def test_what_is_free_here_is_what_counts_otherwise(memory, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    import tasks.plan
+
+    monkeypatch.setattr(tasks.plan, "free_memory", lambda: 25 * 10**9)
+    here = memory(None, micro_batch_size=1)
+    assert not here.fits  # a CPU keeps all activations
+    assert "base.max_length up to" in here.detail

@@ -1,0 +1,101 @@
+"""The estimate of training's memory: the true parameters from a config alone, and what was measured within 15 %."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.recipe import Training
+from tasks.training import memory
+
+_QWEN3 = {
+    # (hidden, intermediate, layers, heads, tied): parameters as the published weights have them
+    "0.6B": ((1024, 3072, 28, 16, True), 596_049_920),
+    "4B": ((2560, 9728, 36, 32, True), 4_022_468_096),
+    "8B": ((4096, 12288, 36, 32, False), 8_190_735_360),
+}
+_SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+def qwen3(folder: Path, size: str) -> Path:
+    hidden, intermediate, layers, heads, tied = _QWEN3[size][0]
+    config = {
+        "model_type": "qwen3",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": tied,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("size", _QWEN3)
+def test_parameters_are_the_published_ones_from_the_config_alone(tmp_path: Path, size: str) -> None:
+    found = memory.shape_of(qwen3(tmp_path, size), Training())
+    assert found.parameters == _QWEN3[size][1]
+    assert len(found.adapted) == 7 * found.layers
+    assert found.normed
+
+
+@pytest.mark.parametrize(
+    ("backend", "micro", "length", "measured"),
+    # Peaks of training SmolLM2-135M with QLoRA on two cores, in GB, as bench_training.py measures them anew.
+    [
+        ("unsloth", 2, 64, 1.82),
+        ("unsloth", 4, 128, 2.53),
+        ("unsloth", 4, 512, 5.08),
+        ("transformers", 4, 512, 6.21),
+    ],
+)
+def test_the_estimate_is_within_15_percent_of_what_was_measured(
+    tmp_path: Path, backend: str, micro: int, length: int, measured: float
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(_SMOLLM2))
+    training = Training(backend=backend, batch_size=4)
+    found = memory.estimate(memory.shape_of(tmp_path, training), training, length=length, micro=micro, gpu=False)
+    assert found.total / 1e9 == pytest.approx(measured, rel=0.15)
+
+
+def test_a_model_trained_here_takes_about_what_was_said(
+    train_here: Callable[..., object], tiny_base: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """Coarse: the libraries are most of it, and this process holds the tests' as well."""
+    tiny_base(tmp_path)
+    training = Training(backend="transformers", batch_size=4, rank=4)
+    found = memory.estimate(memory.shape_of(tmp_path, training), training, length=60, micro=4, gpu=False)
+    measured = train_here().result.peak_memory  # type: ignore[attr-defined]
+    assert 0.5 < found.total / measured < 2
+
+
+def test_what_does_not_fit_is_cut_by_rows_then_by_length(tmp_path: Path) -> None:
+    training = Training(batch_size=8)
+    shape = memory.shape_of(qwen3(tmp_path, "8B"), training)
+
+    def total(micro: int, length: int = 2048, **more: object) -> int:
+        given = training.model_copy(update=more)
+        return memory.estimate(shape, given, length=length, micro=micro, gpu=True).total
+
+    assert memory.fitting(shape, training, length=2048, memory=total(8), gpu=True) == 8
+    assert memory.fitting(shape, training, length=2048, memory=total(8) - 1, gpu=True) == 4
+    assert memory.fitting(shape, training, length=2048, memory=total(1) - 1, gpu=True) == 0
+    assert memory.longest(shape, training, memory=total(1), gpu=True) in (2047, 2048)
+    assert memory.longest(shape, training, memory=0, gpu=True) == 0
+    assert total(1, method="lora") > 2 * shape.parameters > total(1) > shape.quantised / 2
+    assert total(1, optimizer="adamw_8bit") < total(1)
