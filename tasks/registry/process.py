@@ -32,6 +32,8 @@ def alive(process: str) -> bool:
     pid, _, born = process.partition("@")
     try:
         # The clock may be set in between, and the kernel counts from boot: a few seconds are the same moment.
-        return abs(psutil.Process(int(pid)).create_time() - float(born)) < 3
+        found = psutil.Process(int(pid))
+        # A killed process that nobody has waited for, as in a container without an init, still has its pid.
+        return abs(found.create_time() - float(born)) < 3 and found.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
