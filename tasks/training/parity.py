@@ -19,9 +19,10 @@ from tasks.training.rows import Rows
 _ROWS = 4
 _TOKENS = 256
 _ADVICE = "Report this with the log; nothing was released."
-# Of the logits' spread, in the mean square. In bfloat16, changing the adapter by 1e-7 of itself moves the logits of the
-# demo's base by 0.03 of their spread, and losing one of its layers by 0.08 to 0.10.
-_TOLERANCE = 0.05
+# Of the logits' spread, in the mean square. In bfloat16, changing the adapter by 1e-5 of itself moves the logits of the
+# demo's base by 0.04 of their spread, and trained and loaded model have been 0.065 apart on rows of drawn tokens with
+# every matrix the same. So this finds another base or place; what is lost of an adapter, the matrices tell.
+_TOLERANCE = 0.2
 
 
 def prompts(training: Rows) -> list[list[int]]:
