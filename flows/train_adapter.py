@@ -16,6 +16,7 @@ from flows.placement import placed
 from flows.prepare_data import Data
 from flows.screen import libraries, log, progress
 from tasks.errors import NightowlError, Preempted
+from tasks.propose import tell
 from tasks.recipe import Recipe
 from tasks.registry import Night
 from tasks.search import Proposal
@@ -119,5 +120,6 @@ def train_each(
             last, failed[proposal.name] = error, str(error)
             log.warning("  %s: %s", proposal.name, error)
     if last and not adapters:
+        tell(recipe, proposals, {}, {}, failed, Store.open())
         raise last
     return adapters, failed

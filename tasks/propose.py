@@ -21,8 +21,9 @@ def propose(recipe: Recipe, night: str, nights: Iterable[NightRecord], store: St
     search = resolved(recipe)
     if search is None:
         return [Proposal(name="candidate-1", recipe=recipe)]
-    alive = [record.run_id for record in nights if record.status == "RUNNING"]
-    return Trials(recipe, search, store).take(night, alive)
+    status = {record.run_id: record.status for record in nights}
+    alive, killed = ([name for name in status if status[name] == state] for state in ("RUNNING", "KILLED"))
+    return Trials(recipe, search, store).take(night, alive, killed)
 
 
 def tell(

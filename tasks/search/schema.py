@@ -39,8 +39,8 @@ class Outcome(BaseModel):
 
 class Tried(BaseModel):
     """One candidate as the search remembers it. `study` and `trial` are Optuna's; `settings`: the value of
-    every field that may vary, also of those that did not; `night`: an MLflow run id; `nights`: how many have taken it
-    up; `outcome`: None while it runs, and where it failed, for `reason`."""
+    every field that may vary, also of those that did not; `night`: an MLflow run id; `nights`: how many were
+    killed with it; `outcome`: None while it runs, and where it failed, for `reason`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -4,8 +4,8 @@ A study for each space, named by the recipe and the space's digest, and a trial 
 before anything is trained and is told how it ended when its night does. A changed space begins a new study; what was
 tried in the recipe's other studies still counts where it lies in the new space, since a trial keeps the value of every
 field that may vary. A trial whose night has died without telling belongs to the next night, which so goes on with what
-was proposed; one that outlived NIGHTS of them counts as failed, so that a candidate that kills its nights comes to an
-end.
+was proposed; one that NIGHTS nights were killed with counts as failed, so that a candidate that kills its nights comes
+to an end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.search.sampling import Point, distributions, propose, quiet_optuna, s
 from tasks.search.schema import Outcome, Proposal, Tried
 from tasks.store import Store, digest
 
-NIGHTS = 3  # that may die on one candidate
+NIGHTS = 3  # that may be killed with one candidate under way
 
 
 class Trials:
@@ -36,9 +36,10 @@ class Trials:
         self._file = store.root / "search" / f"{recipe.name}.db"
         self._opened: Any = None
 
-    def take(self, night: str, alive: Collection[str]) -> list[Proposal]:
+    def take(self, night: str, alive: Collection[str], killed: Collection[str] = ()) -> list[Proposal]:
         """This night's candidates: first what nights that are no longer `alive` left, then new ones.
 
+        A night that was `killed` counts against its candidates; one that the data gate or the world ended does not.
         Asking again for the same night gives the same. Nights ask one after another.
         """
         with self._alone() as storage:
@@ -46,10 +47,11 @@ class Trials:
             for left in self.all():
                 if left.state != "running" or left.night in {*alive} - {night} or len(own) == self.search.candidates:
                     continue
-                if why := self._given_up(left, night):
+                lost = left.nights + (left.night != night and left.night in killed)
+                if why := self._given_up(left, lost):
                     self._end(storage, left.study, left.trial, None, why)
                 elif left.values not in [one.values for one in own]:
-                    own.append(self._adopt(storage, left, night, f"candidate-{len(own) + 1}"))
+                    own.append(self._adopt(storage, left, night, lost, f"candidate-{len(own) + 1}"))
             past = [
                 Point(one.settings, one.outcome, one.state == "failed")
                 for one in self.all()
@@ -83,16 +85,16 @@ class Trials:
             ]
         return sorted(found, key=lambda one: one.at)
 
-    def _given_up(self, left: Tried, night: str) -> str | None:
+    def _given_up(self, left: Tried, lost: int) -> str | None:
         if left.study != self.study:
             return "its night ended before it was judged, and what may vary has changed since"
-        if left.nights >= NIGHTS and left.night != night:
-            return f"{left.nights} nights ended before it was judged"
+        if lost >= NIGHTS:
+            return f"{lost} nights were killed before it was judged"
         return None
 
-    def _adopt(self, storage: Any, left: Tried, night: str, name: str) -> Tried:
-        now = left.model_copy(update={"night": night, "nights": left.nights + (left.night != night), "candidate": name})
-        now = now.model_copy(update={"settings": self._settings(left.values)})
+    def _adopt(self, storage: Any, left: Tried, night: str, lost: int, name: str) -> Tried:
+        settings = self._settings(left.values)
+        now = left.model_copy(update={"night": night, "nights": lost, "candidate": name, "settings": settings})
         trial_id = _trial_id(storage, left.study, left.trial)
         # The night comes last: what is not wholly taken over is taken over anew.
         for key in ("settings", "nights", "candidate", "night"):
@@ -105,7 +107,7 @@ class Trials:
             state=optuna.trial.TrialState.RUNNING,
             params=values,
             distributions=distributions(self.recipe, self.search),
-            user_attrs={"settings": self._settings(values), "nights": 1, "candidate": name, "night": night},
+            user_attrs={"settings": self._settings(values), "nights": 0, "candidate": name, "night": night},
         )
         made = storage.create_new_trial(storage.get_study_id_from_name(self.study), trial)
         return _tried(self.study, storage.get_trial(made))

@@ -102,12 +102,15 @@ def test_a_night_killed_half_way_through_its_proposals(open_sqlite: Open, monkey
 
 
 def test_a_candidate_that_kills_its_nights_comes_to_an_end(open_sqlite: Open) -> None:
-    first = values(open_sqlite().take("night-1", []))
-    for night in range(2, NIGHTS + 1):
+    first = values(open_sqlite().take("night-0", []))
+    # Nights that the data gate or a hub ended say nothing of their candidates.
+    for night in range(1, NIGHTS + 2):
         assert values(open_sqlite().take(f"night-{night}", [])) == first
-    after = values(open_sqlite().take("another", []))
+    for night in range(NIGHTS + 2, 2 * NIGHTS + 1):
+        assert values(open_sqlite().take(f"night-{night}", [], [f"night-{night - 1}"])) == first
+    after = values(open_sqlite().take("another", [], [f"night-{2 * NIGHTS}"]))
     assert not [one for one in after if one in first]
-    assert [one.reason for one in open_sqlite().all()][:2] == [f"{NIGHTS} nights ended before it was judged"] * 2
+    assert [one.reason for one in open_sqlite().all()][:2] == [f"{NIGHTS} nights were killed before it was judged"] * 2
 
 
 def test_nights_beside_each_other_get_candidates_of_their_own(open_any: Open) -> None:
