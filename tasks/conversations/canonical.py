@@ -7,6 +7,7 @@ a `type: object`, Python's type names. All become one list of OpenAI function to
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -73,6 +74,19 @@ def loads(text: str, reason: str) -> Any:
     return value
 
 
+def lenient(text: str, reason: str) -> Any:
+    """A JSON text's value, or that of the Python literal which some data sets write in its place."""
+    try:
+        return loads(text, reason)
+    except Unconvertible as error:
+        if error.reason != reason:
+            raise
+        try:
+            return ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise error from None
+
+
 def canonical_call(name: object, arguments: object) -> tuple[str, str]:
     """A call's name and its arguments as canonical JSON of an object, given as an object or as JSON text."""
     if not isinstance(name, str) or not name.strip():
@@ -91,11 +105,11 @@ def canonical_call(name: object, arguments: object) -> tuple[str, str]:
 def calls_of(value: Any) -> list[tuple[str, str]]:
     """Calls of a value: one call or a list of them, each OpenAI's or a plain {name, arguments}, or JSON text of it."""
     if isinstance(value, str):
-        value = loads(value, "call_not_json")
+        value = lenient(value, "call_not_json")
     found = []
     for call in value if isinstance(value, list) else [value]:
         if isinstance(call, str):
-            call = loads(call, "call_not_json")
+            call = lenient(call, "call_not_json")
         if not isinstance(call, dict):
             raise Unconvertible("call_not_json", f"a call is no object: {str(call)[:200]}")
         inner = call.get("function")
@@ -126,7 +140,7 @@ def canonical_tools(value: Any) -> str | None:
 def _tools_of_text(text: str) -> str | None:
     if not text or text.lower() in ("null", "none", "[]", "{}"):
         return None
-    return _canonical_tools(loads(text, "tools_not_json"))
+    return _canonical_tools(lenient(text, "tools_not_json"))
 
 
 def _canonical_tools(value: Any) -> str | None:
@@ -138,7 +152,7 @@ def _canonical_tools(value: Any) -> str | None:
 
 def _tool(tool: Any) -> dict[str, Any]:
     if isinstance(tool, str):
-        tool = loads(tool, "tools_not_json")
+        tool = lenient(tool, "tools_not_json")
     if isinstance(tool, dict) and isinstance(tool.get("function"), dict | str):
         tool = tool["function"]
         if isinstance(tool, str):

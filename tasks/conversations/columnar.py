@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from tasks.conversations.answer import THINK, THINK_END
 from tasks.conversations.canonical import Unconvertible, canonical_tools
+from tasks.conversations.plain_formats import NO_SOLUTION
 from tasks.conversations.schema import MESSAGES
-from tasks.conversations.turns import ROLES
+from tasks.conversations.turns import CALL, MARK, NOT_LEARNT, ROLES
 
 # What Python's str.strip takes off; Polars' own notion of white space lacks four control characters of it.
 _WHITE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
@@ -52,7 +53,11 @@ def _or_null(text: pl.Expr) -> pl.Expr:
 
 
 def _is_text(name: str) -> pl.Expr:
-    return pl.col(name).is_not_null() & ~pl.col(name).str.starts_with(_PARTS)
+    return pl.col(name).is_not_null() & ~pl.col(name).str.starts_with(_PARTS) & ~_marked(pl.col(name))
+
+
+def _marked(text: pl.Expr) -> pl.Expr:
+    return text.str.contains(MARK, literal=True)
 
 
 def _said(text: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
@@ -89,6 +94,13 @@ def alpaca_system(table: pl.DataFrame) -> _Pairs:
 def pairs(question: str, answer: str, table: pl.DataFrame) -> _Pairs:
     content, thinking = _said(pl.col(answer))
     return _Pairs(pl.col(question), content, _is_text(question) & _is_text(answer), thinking)
+
+
+def worked_out(table: pl.DataFrame) -> _Pairs:
+    plain = pairs("problem", "generated_solution", table)
+    solution = pl.col("generated_solution")
+    lacking = _stripped(solution).str.to_lowercase().is_in(NO_SOLUTION)
+    return plain._replace(fits=plain.fits & ~lacking & ~solution.str.contains(CALL, literal=True))
 
 
 def asked(table: pl.DataFrame) -> _Pairs:
@@ -175,7 +187,11 @@ def of_messages(column: str, role: str, content: str, tool_columns: Sequence[str
     thoughts = [name for name in _THOUGHTS if role == "role" and name in fields]
     if any(fields[name] not in (pl.String, pl.Null) for name in thoughts):
         return None
-    fits = ours.is_in(["system", "user", "assistant", "tool"]) & ~text.str.starts_with(_PARTS).fill_null(False)
+    fits = ours.is_in(["system", "user", "assistant", "tool"])
+    fits &= ~(text.str.starts_with(_PARTS) | _marked(text)).fill_null(False)
+    for name in NOT_LEARNT:
+        if fields.get(name, pl.Null()) != pl.Null:
+            fits &= _is_learnt(element.field(name), fields[name])
     for name in ("tool_calls", "function_call") if role == "role" else ():
         if name in fields:
             fits &= _no_calls(element.field(name), fields[name])
@@ -205,6 +221,10 @@ def of_messages(column: str, role: str, content: str, tool_columns: Sequence[str
     which = read["fits"].fill_null(False) & declared
     read = read.filter(which)
     return Plain(which, _rows(read["source_row"], read["messages"], tools.filter(which)))
+
+
+def _is_learnt(said: pl.Expr, dtype: Any) -> pl.Expr:
+    return (said != 0).fill_null(True) if dtype.is_numeric() or dtype == pl.Boolean else said.is_null()
 
 
 def _no_calls(calls: pl.Expr, dtype: object) -> pl.Expr:
@@ -262,9 +282,7 @@ READERS: dict[str, Callable[[pl.DataFrame], Plain | None]] = {
     "alpaca_system": partial(of_pairs, alpaca_system, ("instruction", "input", "output")),
     "prompt_completion": partial(of_pairs, partial(pairs, "prompt", "completion"), ("prompt", "completion")),
     "question_answer": partial(of_pairs, asked, ("question", "answer")),
-    "open_math_reasoning": partial(
-        of_pairs, partial(pairs, "problem", "generated_solution"), ("problem", "generated_solution")
-    ),
+    "open_math_reasoning": partial(of_pairs, worked_out, ("problem", "generated_solution")),
     "gsm8k": partial(of_pairs, partial(solved, False), ("question", "answer")),
     "gsm8k_direct": partial(of_pairs, partial(solved, True), ("question", "answer")),
     "openai": partial(of_messages, "messages", "role", "content", ("tools", "functions")),

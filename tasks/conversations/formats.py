@@ -260,12 +260,16 @@ _FORMATS = (
     ),
     Format(
         "prompt_completion",
-        "prompt (or input) and completion (or response, output, target), as text or as messages; system",
+        "prompt (or input, inputs) and completion (or response, output, target), as text or as messages; system",
         ("prompt", "completion"),
         ("system",),
         plain_formats.prompt_completion,
         lambda rows: any(row["completion"] for row in rows),
-        {"prompt": ("input",), "completion": ("response", "output", "target"), "system": ("system_prompt",)},
+        {
+            "prompt": ("input", "inputs"),
+            "completion": ("response", "output", "target", "targets"),
+            "system": ("system_prompt",),
+        },
         unless=re.compile("instruction|question|query", re.IGNORECASE),
     ),
     Format(

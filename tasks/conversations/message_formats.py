@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tasks.conversations.canonical import Unconvertible, calls_of, canonical_tools, loads
+from tasks.conversations.canonical import Unconvertible, calls_of, canonical_tools
 from tasks.conversations.turns import (
     Reading,
     Turn,
@@ -15,10 +15,12 @@ from tasks.conversations.turns import (
     assistant_with_tags,
     joined,
     messages_of,
+    must_be_learnt,
     required_text,
     role_of,
     system_of,
     text_of,
+    without_marks,
 )
 
 Row = Mapping[str, Any]
@@ -40,12 +42,14 @@ def openai(row: Row) -> Reading:
     """messages of role and content, with tool_calls or function_call, typed parts and reasoning_content."""
     turns = [openai_turn(message) for message in messages_of(row["messages"])]
     tools = row["tools"] if row["tools"] not in (None, "", []) else row["functions"]
-    return Reading([*system_of(row), *joined(turns)], canonical_tools(tools))
+    return Reading(without_marks([*system_of(row), *joined(turns)]), canonical_tools(tools))
 
 
 def openai_turn(message: Mapping[str, Any]) -> Turn:
     """One message of OpenAI's chat format."""
     role, content = role_of(message.get("role")), text_of(message.get("content"), "content")
+    if role in ("assistant", "call"):
+        must_be_learnt(message)
     if role == "call":
         return assistant("", calls=calls_of(content))
     if role != "assistant":
@@ -64,17 +68,23 @@ def sharegpt(row: Row) -> Reading:
     turns = []
     for message in messages_of(row["conversations"]):
         role, text = role_of(message.get("from")), text_of(message.get("value"), "value")
+        if role in ("assistant", "call"):
+            must_be_learnt(message)
         if role == "call":
             turns.append(assistant("", calls=calls_of(text)))
         else:
             turns.append(assistant(text) if role == "assistant" else Turn(role, text))
-    return Reading([*system_of(row), *joined(turns)], canonical_tools(row["tools"]))
+    return Reading(without_marks([*system_of(row), *joined(turns)]), canonical_tools(row["tools"]))
 
 
 def hermes(row: Row) -> Reading:
     """ShareGPT's columns with `<tools>`, `<tool_call>` and `<tool_response>` blocks in the text."""
-    messages = [(message.get("from"), message.get("value")) for message in messages_of(row["conversations"])]
-    return _tagged([(role_of(role), text_of(text, "value")) for role, text in messages], row["tools"])
+    messages = []
+    for message in messages_of(row["conversations"]):
+        messages.append((role_of(message.get("from")), text_of(message.get("value"), "value")))
+        if messages[-1][0] == "assistant":
+            must_be_learnt(message)
+    return _tagged(messages, row["tools"])
 
 
 def chatml(row: Row) -> Reading:
@@ -127,8 +137,10 @@ def _tagged(messages: list[tuple[str, str]], tools: Any) -> Reading:
     declared = canonical_tools(tools)
     for role, text in messages:
         if role == "system":
-            tools, text = _system_of(text)
-            declared = declared or tools
+            if _DECLARED.search(text):
+                # A column of its own is JSON more often than what stands in a text.
+                declared = declared or _tools_in(text)
+                text = _without_boilerplate(text)
             if text.strip():
                 turns.append(Turn("system", text))
         elif role == "assistant":
@@ -141,21 +153,14 @@ def _tagged(messages: list[tuple[str, str]], tools: Any) -> Reading:
 
 
 @lru_cache(maxsize=4096)  # many rows have one system prompt
-def _system_of(text: str) -> tuple[str | None, str]:
-    """The tools that a system prompt declares, and what else it says."""
+def _tools_in(text: str) -> str | None:
+    """The tools that a system prompt declares: a list of them, or one a line."""
     # "<tools> </tools>" is also how the boilerplate names the tag.
-    blocks = [block for block in _DECLARED.findall(text) if block.startswith(("{", "["))]
-    declared = _tools_of_block(blocks[0]) if blocks else None
-    return declared, _without_boilerplate(text) if _DECLARED.search(text) else text
+    block = next((block for block in _DECLARED.findall(text) if block.startswith(("{", "["))), "")
+    return canonical_tools(block if block.startswith("[") else [line for line in block.splitlines() if line.strip()])
 
 
-def _tools_of_block(block: str) -> str | None:
-    """Tools as a JSON list, or as one JSON object a line."""
-    if block.startswith("["):
-        return canonical_tools(block)
-    return canonical_tools([loads(line, "tools_not_json") for line in block.splitlines() if line.strip()])
-
-
+@lru_cache(maxsize=4096)
 def _without_boilerplate(text: str) -> str:
     before, *_, after = _DECLARED.split(text)
     kept = [

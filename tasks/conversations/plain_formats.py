@@ -8,9 +8,21 @@ from typing import Any
 
 from tasks.conversations.canonical import Unconvertible, loads
 from tasks.conversations.message_formats import openai_turn
-from tasks.conversations.turns import Reading, Turn, assistant, joined, messages_of, required_text, system_of, text_of
+from tasks.conversations.turns import (
+    CALL,
+    Reading,
+    Turn,
+    assistant,
+    joined,
+    messages_of,
+    required_text,
+    system_of,
+    text_of,
+)
 
 Row = Mapping[str, Any]
+
+NO_SOLUTION = ("n/a", "")
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -50,7 +62,16 @@ def prompt_completion(row: Row) -> Reading:
 
 
 def open_math_reasoning(row: Row) -> Reading:
-    """problem and generated_solution, which opens with a `<think>` block."""
+    """problem and generated_solution, which opens with a `<think>` block.
+
+    A problem without a solution has "n/a" for one. A solution with calls of an interpreter has its output as well,
+    which the model would learn to make up.
+    """
+    solution = required_text(row, "generated_solution")
+    if solution.strip().lower() in NO_SOLUTION:
+        raise Unconvertible("no_solution", solution)
+    if CALL in solution:
+        raise Unconvertible("with_interpreter", solution[solution.index(CALL) :])
     return Reading([Turn("user", required_text(row, "problem")), _answer(row, "generated_solution")])
 
 

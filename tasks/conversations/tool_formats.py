@@ -15,7 +15,6 @@ from tasks.conversations.turns import (
     Turn,
     assistant,
     joined,
-    lenient,
     messages_of,
     required_text,
     role_of,
@@ -77,7 +76,7 @@ def _glaive_call(text: str) -> tuple[str, str]:
     """`{"name": "f", "arguments": '{"a": 1}'}`: JSON but for the quotes around the arguments."""
     quoted = _GLAIVE_ARGUMENTS.search(text)
     if not quoted:
-        return calls_of(lenient(text))[0]
+        return calls_of(text)[0]
     head = loads(text[: quoted.start()].rstrip().rstrip(",") + "}", "call_not_json")
     return canonical_call(head.get("name"), quoted[1].replace("\\'", "'"))
 
@@ -118,8 +117,8 @@ def _toolace_tools(system: str) -> str | None:
 
 
 def _listed_tools(system: str) -> Any:
-    """The first JSON list of objects in a text; the instructions around it are the template's business."""
-    for found in re.finditer(r"\[\s*\{", system):
+    """The first JSON list of objects, or of nothing, in a text; what stands around it is the template's business."""
+    for found in re.finditer(r"\[\s*[{\]]", system):
         try:
             return json.JSONDecoder().raw_decode(system, found.start())[0]
         except ValueError:

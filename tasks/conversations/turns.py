@@ -17,6 +17,14 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
 CALL, CALL_END = "<tool_call>", "</tool_call>"
+# How OpenThoughts, Bespoke-Stratos and Sky-T1 mark what their system prompt asks for.
+MARK = "<|begin_of_thought|>"
+_MARKED = re.compile(
+    r"<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>\s*(?:<\|begin_of_solution\|>)?(.*?)(?:<\|end_of_solution\|>)?",
+    re.DOTALL,
+)
+# What says of a message that it is not to be learnt: OpenAI's and ShareGPT's weight, axolotl's train, ms-swift's loss.
+NOT_LEARNT = ("weight", "train", "loss")
 _CALLS = re.compile(rf"{CALL}\s*(.*?)\s*{CALL_END}", re.DOTALL)
 
 
@@ -105,37 +113,41 @@ def required_text(row: Mapping[str, Any], name: str) -> str:
 
 
 def assistant(content: str, thinking: str | None = None, calls: Iterable[tuple[str, str]] = ()) -> Turn:
-    """An assistant turn; a closed `<think>` block that opens the content becomes its thinking.
+    """An assistant turn; a closed `<think>` block, or marked thought, that opens the content becomes its thinking.
 
     White space around content and thinking is dropped: it would be trained on, and templates write their own.
     """
     content = content.strip()
     if not thinking and content.startswith(THINK) and THINK_END in content:
         thinking, _, content = content.removeprefix(THINK).partition(THINK_END)
+    elif not thinking and content.startswith(MARK) and (marked := _MARKED.fullmatch(content)):
+        thinking, content = marked.groups()
     return Turn("assistant", content.strip(), (thinking or "").strip() or None, tuple(calls) or None)
+
+
+def must_be_learnt(message: Mapping[str, Any]) -> None:
+    """Raises Unconvertible for an assistant's message that is marked as context alone: every turn is trained on."""
+    for name in NOT_LEARNT:
+        if (value := message.get(name)) is not None and value == 0:
+            raise Unconvertible("not_to_be_learnt", f"an assistant's message has {name} {value}")
+
+
+def without_marks(turns: Iterable[Turn]) -> list[Turn]:
+    """Turns without a system prompt that asks for marked thought, where the marks have become thinking."""
+    turns = list(turns)
+    if not any(turn.thinking for turn in turns):
+        return turns
+    return [turn for turn in turns if turn.role != "system" or MARK not in turn.content]
 
 
 def assistant_with_tags(content: str, thinking: str | None = None) -> Turn:
     """An assistant turn whose calls stand as `<tool_call>` blocks in its text."""
     turn = assistant(content, thinking)
-    calls = [call for body in _CALLS.findall(turn.content) for call in calls_of(lenient(body))]
+    calls = [call for body in _CALLS.findall(turn.content) for call in calls_of(body)]
     rest = _CALLS.sub("", turn.content).strip()
     if CALL in rest or CALL_END in rest:
         raise Unconvertible("call_not_closed", rest[:200])
     return turn._replace(content=rest, calls=tuple(calls) or None)
-
-
-def lenient(body: str) -> Any:
-    """A call's JSON, or the Python literal that early data writes in its place."""
-    try:
-        return loads(body, "call_not_json")
-    except Unconvertible:
-        import ast
-
-        try:
-            return ast.literal_eval(body)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise Unconvertible("call_not_json", f"{error} in {body[:200]!r}") from error
 
 
 def joined(turns: Iterable[Turn]) -> list[Turn]:

@@ -33,6 +33,7 @@ BATCH_BYTES = 32 * 2**20
 # No conversation is as long as this; what is has another form than its name says, or a quote that is not closed.
 ROW_BYTES = 64 * 2**20
 _PIECE = 2**20
+_PEEKED = 2**10
 _MARK = b"\xef\xbb\xbf"
 # Of each byte, whether bytes.strip() takes it away.
 _BLANK = np.isin(np.arange(256), list(b" \t\n\r\v\f"))
@@ -59,7 +60,7 @@ def read_pieces(path: Path, shown: str, *, header: bool = True) -> Iterator[Piec
                 yield from _parquet(file, shown)
             elif kind in (".csv", ".tsv"):
                 yield from map(Records, _csv(file, shown, "\t" if kind == ".tsv" else ",", header))
-            elif kind == ".json":
+            elif kind == ".json" or not _is_lines(file):
                 yield from map(Records, _json(file, shown))
             else:
                 yield from _json_lines(file, shown)
@@ -70,6 +71,12 @@ def read_pieces(path: Path, shown: str, *, header: bool = True) -> Iterator[Piec
         if type(error).__module__.startswith("zstandard"):
             raise _unreadable(shown, error) from error
         raise
+
+
+def _is_lines(file: IO[bytes]) -> bool:
+    """Whether a file called JSON lines has a row a line: some hold an array, or objects over several lines."""
+    start = cast(Any, file).peek(_PEEKED)[:_PEEKED].removeprefix(_MARK).lstrip()
+    return not start.startswith(b"[") and start.partition(b"\n")[0].rstrip() != b"{"
 
 
 def form(name: str) -> str:
@@ -157,10 +164,14 @@ def _parquet(file: IO[bytes], shown: str) -> Iterator[Piece]:
     try:
         # By default the reader takes in all columns of a row group, and keeps them.
         parquet = pyarrow.parquet.ParquetFile(file, buffer_size=_PIECE, pre_buffer=False)
+        if len(set(names := parquet.schema_arrow.names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadInput(shown, twice, "is the name of two columns", "Write the file with one of them renamed.")
         groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
         widest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
         rows = max(1, min(BATCH_ROWS // 10, BATCH_BYTES // max(1, widest)))
         for batch in parquet.iter_batches(batch_size=rows):
+            batch.validate(full=True)  # text that is no UTF-8, for one
             yield Table(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(
@@ -306,12 +317,13 @@ def _csv(file: IO[bytes], shown: str, delimiter: str, header: bool) -> Iterator[
             if not cells:
                 continue
             if not names:
-                names = cells if header else [f"column_{n}" for n in range(1, len(cells) + 1)]
-                if len(set(names)) < len(names) or not all(names):
+                # A column without a name is the index that pandas writes.
+                names = [cell if header and cell else f"column_{n}" for n, cell in enumerate(cells, 1)]
+                if len(set(names)) < len(names):
                     raise BadInput(
                         f"{shown}:{reader.line_num}",
                         delimiter.join(names)[:80],
-                        "is no header: a column name is empty or appears twice",
+                        "is no header: a column name appears twice",
                         "Correct the header, or add ?header=false to the URI where the file has none.",
                     )
                 if header:

@@ -83,6 +83,8 @@ def survey(uri: SourceUri, folder: Path) -> int:
                 names = ", ".join(list(columns)[:3])
                 problem = f"has rows with {len(columns)} different keys ({names}, ...)"
                 raise uri.bad(problem, "Give rows that have the same keys, such as prompt and completion.")
+    if rows and not columns:
+        raise uri.bad("has rows without any field", "Give rows that have fields, such as prompt and completion.")
     if ROW_NUMBER in columns:
         raise BadInput(
             ROW_NUMBER, str(columns[ROW_NUMBER]), "is a column of the source", "Rename it: rows are numbered so."

@@ -27,6 +27,11 @@ PIECES = [
     '"type": "text"',
     "####",
     "<<1+1=2>>",
+    "<tool_call>",
+    "N/a",
+    "<|begin_of_thought|>",
+    "<|end_of_thought|>",
+    "<|begin_of_solution|>",
 ]
 TEXT = st.none() | st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 TOOLS = st.none() | st.sampled_from(["", " ", "[]", "null", "{", '[{"name": "f", "parameters": {"a": "int"}}]'])
@@ -34,6 +39,14 @@ SPEAKERS = st.none() | st.sampled_from(
     ["human", "gpt", "system", "Assistant", "user", "observation", "function_call", "x"]
 )
 CALLS = st.none() | st.sampled_from(["", "[]", '[{"name": "f", "arguments": {}}]', "?"])
+
+
+SAID = {
+    "from": SPEAKERS,
+    "value": TEXT,
+    "weight": st.none() | st.sampled_from([0.0, 1.0]),
+    "train": st.none() | st.booleans(),
+}
 
 
 def table_of(rows: list[dict[str, Any]], schema: dict[str, Any]) -> pl.DataFrame:
@@ -81,8 +94,7 @@ def test_pairs(monkeypatch: pytest.MonkeyPatch, form: str, columns: list[str], d
     rows=st.lists(
         st.fixed_dictionaries(
             {
-                "conversations": st.none()
-                | st.lists(st.none() | st.fixed_dictionaries({"from": SPEAKERS, "value": TEXT}), max_size=4),
+                "conversations": st.none() | st.lists(st.none() | st.fixed_dictionaries(SAID), max_size=4),
                 "tools": TOOLS,
                 "system": TEXT,
             }
@@ -93,7 +105,7 @@ def test_pairs(monkeypatch: pytest.MonkeyPatch, form: str, columns: list[str], d
     without=st.sampled_from([(), ("tools",), ("system",), ("tools", "system")]),
 )
 def test_sharegpt(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], without: tuple[str, ...]) -> None:
-    message = pl.Struct({"from": pl.String, "value": pl.String})
+    message = pl.Struct({"from": pl.String, "value": pl.String, "weight": pl.Float64, "train": pl.Boolean})
     schema = {"conversations": pl.List(message), "tools": pl.String, "system": pl.String}
     same(table_of(rows, schema).drop(without), "sharegpt", monkeypatch)
 
@@ -107,6 +119,7 @@ MESSAGE = {
     "function_call": CALLS,
     "tool_call_id": st.none() | st.just("1"),
     "name": st.none() | st.just("f"),
+    "weight": st.none() | st.just("0"),
 }
 
 

@@ -463,6 +463,31 @@ def test_unclosed_thinking_is_left_in_the_text_for_the_rules_to_find() -> None:
     assert turns(conversations)[1] == ("assistant", "<think>\nhm", None, None)
 
 
+@pytest.mark.parametrize("said", [{"weight": 0}, {"train": False}, {"loss": False}, {"weight": 0.0}])
+def test_what_is_marked_as_not_to_be_learnt_is_not_trained_on(said: dict[str, Any]) -> None:
+    asked, answered = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    rows = [{"messages": [asked, {**answered, **said}]}, {"messages": [{**asked, **said}, answered]}]
+    conversations, aside = read(rows)
+    assert (conversations.height, aside.rows()[0][:2]) == (1, (0, "not_to_be_learnt"))
+    conversations, aside = read([{"messages": json.dumps(row["messages"])} for row in rows])
+    assert (conversations.height, aside.rows()[0][:2]) == (1, (0, "not_to_be_learnt"))
+
+
+@pytest.mark.parametrize("solution", ["{}", "<|begin_of_solution|>\n\n{}\n\n<|end_of_solution|>"])
+def test_marked_thought_is_thinking_and_the_prompt_that_asks_for_the_marks_is_dropped(solution: str) -> None:
+    thought = "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n"
+    row = {
+        "system": "Your role is to explore. Thought section: <|begin_of_thought|> {steps} <|end_of_thought|>",
+        "conversations": [
+            {"from": "user", "value": "1+1?"},
+            {"from": "assistant", "value": thought + solution.format(2)},
+        ],
+    }
+    assert turns(read([row])[0]) == [("user", "1+1?", None, None), ("assistant", "2", "hm", None)]
+    row["conversations"][1]["value"] = thought.removesuffix("<|end_of_thought|>\n\n")
+    assert [role for role, *_ in turns(read([row])[0])] == ["system", "user", "assistant"]
+
+
 def test_nulls_that_a_table_invents_are_no_arguments_and_those_of_json_text_are() -> None:
     rows = [
         {

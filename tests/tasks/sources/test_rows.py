@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -39,12 +42,22 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
+def parquet_of(values: list[bytes], *names: str) -> bytes:
+    """A column of text that may be none, and further columns of any name."""
+    columns = [pa.array(values).view(pa.string())] * (1 + len(names))
+    written = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(columns, ["a", *names]), written)
+    return written.getvalue()
+
+
 def json_lines(rows: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
 @pytest.mark.parametrize("pack", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("form", ["jsonl", "json", "pretty.json", "objects.json", "parquet"])
+@pytest.mark.parametrize(
+    "form", ["jsonl", "json", "pretty.json", "objects.json", "array.jsonl", "pretty.jsonl", "parquet"]
+)
 def test_every_form_gives_the_same_rows(store: Store, tmp_path: Path, form: str, pack: str) -> None:
     path = tmp_path / f"data.{form}{pack}"
     if form == "parquet":
@@ -55,6 +68,8 @@ def test_every_form_gives_the_same_rows(store: Store, tmp_path: Path, form: str,
             "jsonl": b"\xef\xbb\xbf" + json_lines(ROWS) + b"\n",
             "json": json.dumps(ROWS).encode(),
             "pretty.json": json.dumps(ROWS, indent=2).encode(),
+            "array.jsonl": b"\xef\xbb\xbf\n " + json.dumps(ROWS).encode(),
+            "pretty.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
             "objects.json": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
         }[form]
     packed = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[pack](content)
@@ -72,6 +87,10 @@ def test_csv_cells_are_text_and_a_header_can_be_absent(store: Store, tmp_path: P
     (tmp_path / "a.csv").write_text('q,a\n"x, ""y""\nz",007\n', encoding="utf-8")
     assert read(f"file://{tmp_path}/a.csv", store).to_dicts() == [{"q": 'x, "y"\nz', "a": "007", "source_row": 0}]
     assert read(f"file://{tmp_path}/a.csv?header=false", store)["column_2"].to_list() == ["a", "007"]
+    (tmp_path / "c.csv").write_text(",q,\n0,a,x\n", encoding="utf-8")
+    assert read(f"file://{tmp_path}/c.csv", store).to_dicts() == [
+        {"column_1": "0", "q": "a", "column_3": "x", "source_row": 0}
+    ]
     (tmp_path / "b.tsv").write_text("q\ta\n1\t2\n", encoding="utf-8")
     assert read(f"file://{tmp_path}/b.tsv", store).to_dicts() == [{"q": "1", "a": "2", "source_row": 0}]
 
@@ -117,6 +136,11 @@ def test_a_parquet_struct_field_that_is_null_is_absent_from_its_json_text(store:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"a\.jsonl:3: .* is not JSON"),
+        ("a.jsonl", b"{}\n{}\n", r"has rows without any field"),
+        ("a.jsonl", b'[{"a": 1},\n{"a": 2}', r"ends inside its array"),
+        ("a.jsonl", b'{\n"a": 1\n', r"a\.jsonl:1: .* is not JSON"),
+        ("a.parquet", parquet_of([b"a", b"\xff"]), r"a\.parquet: .*not a whole Parquet file"),
+        ("a.parquet", parquet_of([b"a"], "a"), r"a\.parquet: 'a' is the name of two columns"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', r"a\.jsonl:2: .* is not a JSON object"),
         ("a.jsonl", b'{"a": "\xff"}\n', r"a\.jsonl:1: .* is not UTF-8 text"),
         ("a.json", b'[{"a": 1},\n{"a": }]', r"a\.json:2: .* is not JSON"),
@@ -229,7 +253,8 @@ def _same(value: Any, cell: Any) -> bool:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("array.jsonl", b'[{"q": "' + b"x" * 3000 + b'"}]', r"array\.jsonl:1: .*begins a row of more than"),
+        ("one.jsonl", b'{"q": "' + b"x" * 3000 + b'"}', r"one\.jsonl:1: .*begins a row of more than"),
+        ("array.jsonl", b'[{"q": "' + b"x" * 9000 + b'"}]', r"array\.jsonl:1: .*begins a row of more than"),
         ("late.jsonl", b'{"q": 1}\n{"q": "' + b"x" * 3000 + b'"}', r"late\.jsonl:2: .*begins a row of more than"),
         ("whole.json", b'{"rows": ["' + b"x" * 9000 + b'"]}', r"whole\.json:1: .*begins a row of more than"),
         ("open.csv", b'q,a\n1,"' + b"x" * 3000, r"open\.csv:\d+: .*field larger than field limit"),
