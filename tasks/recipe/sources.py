@@ -64,7 +64,8 @@ class Source(Part):
     after the last row's is new. Indexed, if the table is large."""
     overlap: float | None = Field(None, ge=0)
     """postgresql, mlflow: how far before the last row rows are read again each night, since some come late, in
-    seconds (in steps, where the cursor is a whole number); null: 3600 for postgresql, a week for mlflow."""
+    seconds (in steps, where the cursor is a whole number); null: 3600 for postgresql, a week for mlflow. Where a
+    database has more rows before that than it had, everything is read again."""
     recheck: bool | None = None
     """postgresql, mlflow: read everything again each night, so that rows changed or deleted since are followed,
     however old; null: only where consent is set, since it may be withdrawn."""

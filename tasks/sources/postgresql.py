@@ -111,6 +111,15 @@ class Query:
         with self._explained():
             return microseconds(self.connection.execute("SELECT now()").fetchone()[0])
 
+    def count(self, before: int) -> int:
+        sql = f"SELECT count(*) {self._from} WHERE {self.finite} AND {self.columns[0]} < {self._value(0)}"
+        with self._explained():
+            return int(self.connection.execute(sql, (self._written(before),)).fetchone()[0])
+
+    def _written(self, position: int) -> str:
+        """A position as the cursor's first column has it."""
+        return str(position) if self.unit == 1 else moment(position).isoformat()
+
     def rows(self, *, after: tuple[Any, ...] | None, since: int | None) -> Iterator[Row]:
         yield from self._without_cursor()
         columns = ", ".join(self.columns)
@@ -119,7 +128,7 @@ class Query:
         where = f"{self.finite}"
         if since is not None:
             where += f" AND {self.columns[0]} >= {self._value(0)}"
-            given = [str(since) if self.unit == 1 else moment(since).isoformat()]
+            given = [self._written(since)]
         keys = ", ".join(self._value(n) for n in range(len(self.columns)))
         limit = _PAGE_ROWS[0]
         while True:

@@ -9,6 +9,8 @@ commit. What can go wrong with that, and what is done about it:
   behind): an `overlap` before the watermark is read again each night and merged with what is stored, row
   by row; a row that changed there replaces the stored one. A row that was deleted upstream stays, unless
   the recipe asks for `recheck`, which reads the whole stream again each night and follows every change.
+- A row comes later than that: where upstream can count, it is asked how many rows it has before the overlap,
+  and asked again the next night. Where they have become more, everything is read and merged.
 - A clock that runs ahead: the watermark never passes the time that upstream had when it was read, so that one
   row of the year 2099 does not hide all that come after it.
 - Equal cursors: a cursor must be unique, several columns if need be; two equal ones are an error, because
@@ -19,6 +21,7 @@ commit. What can go wrong with that, and what is done about it:
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +35,10 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import BadInput
 from tasks.sources.permission import Permission
 from tasks.sources.rows import DATA
+from tasks.sources.uri import SourceUri
 from tasks.store import digest, file_digest, link, write_whole
+
+log = logging.getLogger(__name__)
 
 SEGMENTS = "segments.json"
 # A segment ends at whichever comes first.
@@ -69,7 +75,8 @@ class Row(NamedTuple):
 
 class Segment(BaseModel):
     """A run of rows. `high`: the last row's cursor; `position`: its position; `oldest`: least time in it, in µs;
-    `limit`: upstream's own time when it was read, as a position."""
+    `limit`: upstream's own time when it was read, as a position; `before`, of the last segment: the position from
+    which the next night reads, and how many rows upstream had before it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,11 +86,13 @@ class Segment(BaseModel):
     position: int | None
     oldest: int | None
     limit: int | None = None
+    before: tuple[int, int] | None = None
 
 
 class Upstream(Protocol):
     """A stream's own side, read at one moment: every call sees the same rows."""
 
+    uri: SourceUri
     overlap: float  # where the recipe says nothing
 
     @property
@@ -92,6 +101,9 @@ class Upstream(Protocol):
 
     def now(self) -> int | None:
         """The position that a row written now would have; None where the cursor is no clock."""
+
+    def count(self, before: int) -> int | None:
+        """How many rows there are before a position; None where that costs as much as reading them."""
 
     def rows(self, *, after: tuple[Any, ...] | None, since: int | None) -> Iterator[Row]:
         """Rows in the order of their cursor: those after a cursor, those from a position on, or all."""
@@ -165,6 +177,8 @@ def read(upstream: Upstream, before: Chain, wanted: Wanted, stage: Path | None) 
         writer.finished = lambda: _save(stage, base, writer, watermark)
     writer.take(_merged(old, _unique(upstream.rows(after=after, since=since))))
     writer.close()
+    if writer.segments and not wanted.recheck:
+        writer.segments[-1] = _counted(upstream, writer.segments[-1], wanted)
     return writer.chain()
 
 
@@ -197,16 +211,32 @@ def _start(upstream: Upstream, before: Chain, wanted: Wanted) -> tuple[int, int 
     damaged = next((n for n, s in enumerate(segments) if s.digest not in before.files), None)
     if damaged is not None:
         return damaged, None
-    position, limit = segments[-1].position, segments[-1].limit
-    if upstream.unit is None or position is None:
+    last = segments[-1]
+    since = _boundary(upstream, last, wanted)
+    if since is None:
         return len(segments), None
-    reach = upstream.overlap if wanted.overlap is None else wanted.overlap
-    ahead = limit is not None and position > limit
-    if not reach and not ahead:
+    if last.before and last.before[0] == since and (late := (upstream.count(since) or 0) - last.before[1]) > 0:
+        log.warning("%s: %d rows came later than `overlap` allows for; reading it whole", upstream.uri.text, late)
+        return 0, None
+    if since == last.position:
         return len(segments), None
-    since = (limit if limit is not None and ahead else position) - int(reach * upstream.unit)
     first = next(n for n, segment in enumerate(segments) if segment.position is not None and segment.position >= since)
     return first, since
+
+
+def _boundary(upstream: Upstream, last: Segment, wanted: Wanted) -> int | None:
+    """The position from which on rows are read again after a last segment; None where positions have no distances."""
+    if upstream.unit is None or last.position is None:
+        return None
+    reach = upstream.overlap if wanted.overlap is None else wanted.overlap
+    return min(last.position, last.position if last.limit is None else last.limit) - int(reach * upstream.unit)
+
+
+def _counted(upstream: Upstream, last: Segment, wanted: Wanted) -> Segment:
+    """The last segment with what the next night compares."""
+    boundary = _boundary(upstream, last, wanted)
+    before = None if boundary is None else upstream.count(boundary)
+    return last.model_copy(update={"before": None if before is None else (boundary, before)})
 
 
 def _rows_of(path: Path, upstream: Upstream) -> Iterator[Row]:
