@@ -20,6 +20,8 @@ from tasks.sources.rows import has_header
 from tasks.sources.uri import SourceUri, local_path
 from tasks.store import digest, file_digest
 
+# Where a tokenizer that was saved with several chat templates has those besides the first.
+TEMPLATES = "additional_chat_templates"
 _MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 
 
@@ -85,7 +87,8 @@ def find_model(uri: SourceUri) -> dict[str, Path]:
     for needed in ("config.json", "tokenizer_config.json"):
         if needed not in names:
             raise uri.bad(f"holds no {needed}", "Save model and tokenizer into it with save_pretrained.")
-    return {p.name: p for p in present if p.name.endswith(_MODEL_FILES)}
+    templates = {f"{TEMPLATES}/{p.name}": p for p in sorted((folder / TEMPLATES).glob("*.jinja"))}
+    return {p.name: p for p in present if p.name.endswith(_MODEL_FILES)} | templates
 
 
 def copy(uri: SourceUri, files: dict[str, Path], pin: Pin, target: Path, times: int = 1) -> None:

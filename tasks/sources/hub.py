@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.files import require_space
+from tasks.sources.files import TEMPLATES, require_space
 from tasks.sources.pin import BrokenOff, Listing, RemoteFile
 from tasks.sources.records import form, is_data_file
 from tasks.sources.uri import SourceUri
@@ -179,7 +179,8 @@ def choose_model(uri: SourceUri, listing: Listing) -> list[RemoteFile]:
     if "config.json" not in top:
         raise uri.bad("has no config.json", "It is no model that transformers can load; choose another repository.")
     others = [name for name in top if name.endswith((".json", ".txt", ".model", ".jinja", ".tiktoken"))]
-    return [top[name] for name in sorted([*weights, *others])]
+    templates = [file for file in listing.files if re.fullmatch(rf"{TEMPLATES}/[^/]+\.jinja", file.name)]
+    return [*(top[name] for name in sorted([*weights, *others])), *templates]
 
 
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import orjson
+
 from tasks.errors import BadInput
 from tasks.sources import files, gym, hub, s3, sample, smollm2, stream
 from tasks.sources.huggingface import HuggingFace
@@ -134,7 +136,21 @@ def write_base(uri: SourceUri, pin: Pin, folder: Path) -> dict[str, Any]:
         files.write_model(uri, pin, folder)
     else:
         licence = smollm2.write(uri, folder)
+    _require_shards(uri, folder)
     return {**_origin(uri, pin, licence), "size": _size(folder)}
+
+
+def _require_shards(uri: SourceUri, folder: Path) -> None:
+    """Raises BadInput where the weights are in several files and one that their index names is not there."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(orjson.loads(index.read_bytes())["weight_map"].values())
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            problem = f"has an index of its weights that cannot be read ({index.name})"
+            raise uri.bad(problem, "Save the model again, or choose another repository.") from error
+        if lacking := sorted(name for name in named if not (folder / str(name)).is_file()):
+            problem = f"lacks {lacking[0]}, which its {index.name} names"
+            raise uri.bad(problem, "Add what is missing, or choose another repository.")
 
 
 def _resolve_hub(uri: SourceUri, what: What) -> Pin:

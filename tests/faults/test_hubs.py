@@ -451,6 +451,19 @@ def test_of_a_model_config_tokenizer_and_safetensors_are_fetched_and_a_pickle_is
     base = fetch_base(Base(uri=f"{scheme}://org/model"), store)
     assert base.revision == sha
     assert set(base.files) == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    shards = {"model-00001-of-00002.safetensors": LARGE, "model-00002-of-00002.safetensors": LARGE[1:]}
+    index = json.dumps({"metadata": {}, "weight_map": dict(zip("ab", shards, strict=True))}).encode()
+    parts = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": index,
+        "additional_chat_templates/tool_use.jinja": b"x",
+    }
+    hub.repository("model", "org/sharded").commit({**parts, **shards, "additional_chat_templates/x.py": b"x"})
+    assert set(fetch_base(Base(uri=f"{scheme}://org/sharded"), store).files) == {*parts, *shards}
+    shards.popitem()
+    hub.repository("model", "org/half").commit({**parts, **shards})
+    with pytest.raises(BadInput, match=r"lacks model-00002-of-00002\.safetensors, which its model"):
+        fetch_base(Base(uri=f"{scheme}://org/half"), store)
     hub.repository("model", "org/pickled").commit({"config.json": b"{}", "pytorch_model.bin": LARGE})
     with pytest.raises(BadInput, match="has no safetensors weights"):
         fetch_base(Base(uri=f"{scheme}://org/pickled"), store)
