@@ -1,15 +1,32 @@
-"""Real data sets through conversion and rendering: what goes in, comes out and is set aside."""
+"""Real data sets through conversion and rendering: what goes in, comes out and is set aside.
+
+    NIGHTOWL_SHARED_DATA=FOLDER python tests/tasks/conversations/test_real_data.py
+
+prints the table of every data file in the folder, fetched as a source is: format, rows in, converted, set aside by
+reason, or why none fits.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
 from tasks.conversations import Renderer, canonical_tools, convert, detect
 from tasks.errors import BadInput
+from tasks.fetch import fetch
+from tasks.recipe import Source
+from tasks.sources import read_batches
+from tasks.store import Store
 
 
 def rows_of(file: Path) -> pl.DataFrame:
@@ -83,3 +100,30 @@ def test_every_tool_of_a_function_calling_benchmark_becomes_valid_json_schema(sh
                 if isinstance(schema.get("type"), str)
             }
     assert kinds <= {"string", "integer", "number", "boolean", "array", "object"}
+
+
+def line_of(file: Path, store: Store) -> str:
+    snapshot = fetch(Source(name="real", uri=f"file://{file}", kind="chat", share=1.0), store)
+    raw = pl.concat(batch.frame() for batch in read_batches(store.folder(snapshot), snapshot))
+    try:
+        form = detect(raw)
+    except BadInput as error:
+        columns = ", ".join(name for name in raw.columns if name != "source_row")
+        why = "fits no format" if "fits no format" in str(error) else "ambiguous"
+        return f"{why:18} {snapshot.rows:6} {0:9}  columns {columns}"
+    rows, aside = convert(raw, source="", revision="", kind="chat", format=form)
+    assert rows.height + aside.height == snapshot.rows
+    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(aside["reason"]).most_common())
+    return f"{form:18} {snapshot.rows:6} {rows.height:9}  {reasons or '-'}"
+
+
+def main() -> None:
+    folder = Path(os.environ["NIGHTOWL_SHARED_DATA"])
+    print(f"{'file':52} {'format':18} {'rows':>6} {'converted':>9}  set aside")
+    with tempfile.TemporaryDirectory() as place:
+        for file in sorted(path for ending in ("json", "jsonl", "csv") for path in folder.rglob(f"*.{ending}")):
+            print(f"{str(file.relative_to(folder))[-52:]:52} {line_of(file, Store(Path(place)))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -99,7 +99,79 @@ def oasst(id: str | None, parent: str | None, role: str, text: str | None, **mor
     return {"message_id": id, "parent_id": parent, "role": role, "text": text, **about, **more}
 
 
+def said(role: str, content: Any, **more: Any) -> Row:
+    return {"role": role, "content": content, **more}
+
+
+HI, HELLO = said("user", "Hi"), said("assistant", "Hello")
+CALLED = [{"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]
+
+
+def completion(message: Row, **more: Any) -> Row:
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop", **more}]}
+
+
 VARIANTS: dict[str, list[Variant]] = {
+    "alpaca": [
+        Variant("an input", {"instruction": "Add.", "input": "1 + 1", "output": "2", "system": None}),
+        Variant("no input", {"instruction": "Who are you?", "input": "", "output": "A model.", "system": "Be brief."}),
+        Variant("history", {"instruction": "And you?", "input": None, "output": "Fine.", "history": [["Hi", "Hello"]]}),
+        Variant("thinking", {"instruction": "1 + 1?", "input": "", "output": "<think>Easy.</think>2"}),
+        Variant("no answer", {"instruction": "Add.", "input": "", "output": None}, "missing_field"),
+        Variant("history that is no pairs", {"instruction": "Add.", "input": "", "output": "2", "history": [["Hi"]]}, "history_not_pairs"),
+    ],
+    "openai": [
+        Variant("plain", {"messages": [HI, HELLO]}),
+        Variant("typed parts", {"messages": [said("user", [{"type": "text", "text": "Hi"}]), HELLO]}),
+        Variant("a call, arguments as text", {"messages": [HI, said("assistant", None, tool_calls=CALLED), said("tool", "clear", tool_call_id="1"), HELLO],
+                "tools": [{"type": "function", "function": WEATHER}]}, None, OSLO),
+        Variant("arguments as an object", {"messages": [HI, said("assistant", "", tool_calls=[{"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}])],
+                "tools": [WEATHER]}, None, OSLO),
+        Variant("the older function_call", {"messages": [HI, said("assistant", None, function_call=json.loads(CALL)), said("function", "clear", name="get_weather"), HELLO],
+                "functions": [WEATHER]}, None, OSLO),
+        Variant("several calls at once", {"messages": [HI, said("assistant", None, tool_calls=CALLED * 2), said("tool", "a"), said("tool", "b"), HELLO],
+                "tools": [WEATHER]}, None, OSLO * 2),
+        Variant("messages as JSON text", {"messages": json.dumps([HI, HELLO])}),
+        Variant("an image", {"messages": [said("user", [{"type": "image_url", "image_url": {"url": "x"}}]), HELLO]}, "content_not_text"),
+        Variant("arguments cut off", {"messages": [HI, said("assistant", None, tool_calls=[{"function": {"name": "get_weather", "arguments": '{"city'}}])]},
+                "call_not_json"),
+        Variant("an unknown role", {"messages": [HI, said("narrator", "Then")]}, "unknown_role"),
+        Variant("an answer of weight 0", {"messages": [HI, said("assistant", "Hello", weight=0)]}, "not_to_be_learnt"),
+        Variant("no messages", {"messages": []}, "no_messages"),
+    ],
+    "request_log": [
+        Variant("request and response", {"request": {"messages": [HI]}, "response": completion(HELLO)}),
+        Variant("a call", {"request": {"messages": [HI], "tools": [{"type": "function", "function": WEATHER}]},
+                "response": completion(said("assistant", None, tool_calls=CALLED))}, None, OSLO),
+        Variant("as JSON text", {"request": json.dumps({"messages": [HI]}), "response": json.dumps(completion(HELLO))}),
+        Variant("an error", {"request": {"messages": [HI]}, "response": {"error": {"message": "overloaded"}}}, "failed_request"),
+        Variant("cut off at its length", {"request": {"messages": [HI]}, "response": completion(HELLO, finish_reason="length")}, "cut_off"),
+        Variant("no response", {"request": {"messages": [HI]}, "response": None}, "no_response"),
+    ],
+    "chatml": [
+        Variant("system, user, assistant", {"text": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"}),
+        Variant("not closed at its end", {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello"}),
+        Variant("a call in tags", {"text": f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<tool_call>{CALL}</tool_call><|im_end|>"}, None, OSLO),
+        Variant("text around the turns", {"text": "Once <|im_start|>user\nHi<|im_end|>"}, "not_chatml"),
+        Variant("nothing", {"text": None}, "missing_field"),
+    ],
+    "prompt_completion": [
+        Variant("text", {"prompt": "Hi", "completion": "Hello"}),
+        Variant("messages", {"prompt": [HI], "completion": [HELLO]}),
+        Variant("no completion", {"prompt": "Hi", "completion": None}, "missing_field"),
+        Variant("half a message", {"prompt": "Hi", "completion": '[{"role": "assist'}, "messages_not_list"),
+    ],
+    "question_answer": [
+        Variant("text", {"question": "Hi?", "answer": "Hello"}),
+        Variant("thinking in its own column", {"question": "1 + 1?", "answer": "2", "thinking": "Easy."}),
+        Variant("history", {"question": "And?", "answer": "Fine.", "history": [["Hi", "Hello"]]}),
+        Variant("no question", {"question": None, "answer": "Hello"}, "missing_field"),
+    ],
+    "gsm8k": [
+        Variant("a worked solution", {"question": "How many?", "answer": "2 * 3 = <<2*3=6>>6.\n#### 1,006"}),
+        Variant("no final answer", {"question": "How many?", "answer": "Six."}, "no_final_answer"),
+        Variant("an empty final answer", {"question": "How many?", "answer": "Six.\n#### "}, "no_final_answer"),
+    ],
     "glaive": [
         Variant("arguments in single quotes", glaive("""{"name": "get_weather", "arguments": '{"city": "Oslo"}'}"""), None, OSLO),
         Variant("arguments as an object", glaive(CALL), None, OSLO),
