@@ -20,11 +20,13 @@ from tasks.conversations.turns import (
     role_of,
     system_of,
     text_of,
+    typed_parts,
     without_marks,
 )
 
 Row = Mapping[str, Any]
 
+_ANTHROPIC = ("tool_use", "tool_result", "thinking", "redacted_thinking")
 _DECLARED = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
 _RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 _CHATML = re.compile(r"<\|im_start\|>([a-z_]+)\n(.*?)(?:<\|im_end\|>\s*|\Z)", re.DOTALL)
@@ -39,14 +41,34 @@ _BOILERPLATE = re.compile(
 
 
 def openai(row: Row) -> Reading:
-    """messages of role and content, with tool_calls or function_call, typed parts and reasoning_content."""
-    turns = [openai_turn(message) for message in messages_of(row["messages"])]
+    """messages of role and content, with tool_calls or function_call, typed parts and reasoning_content.
+
+    Parts may be Anthropic's too: tool_use and thinking in the assistant's content, tool_result in the user's.
+    """
+    turns = [turn for message in messages_of(row["messages"]) for turn in openai_turns(message)]
     tools = row["tools"] if row["tools"] not in (None, "", []) else row["functions"]
     return Reading(without_marks([*system_of(row), *joined(turns)]), canonical_tools(tools))
 
 
-def openai_turn(message: Mapping[str, Any]) -> Turn:
-    """One message of OpenAI's chat format."""
+def openai_turns(message: Mapping[str, Any]) -> list[Turn]:
+    """The turns of one message: a user's may carry the results of several calls before its text."""
+    parts = typed_parts(message.get("content"))
+    if not any(part.get("type") in _ANTHROPIC for part in parts):
+        return [_turn(message)]
+    results = [part for part in parts if part.get("type") == "tool_result"]
+    thoughts = [text_of(part.get("thinking"), "thinking") for part in parts if part.get("type") == "thinking"]
+    calls = [part for part in parts if part.get("type") == "tool_use"]
+    rest = [part for part in parts if part.get("type") not in _ANTHROPIC]
+    turns = [
+        Turn("tool", text_of(part.get("content"), "tool_result"), call_id=part.get("tool_use_id")) for part in results
+    ]
+    if rest or thoughts or calls:
+        said = {"reasoning_content": "\n\n".join(thoughts), "tool_calls": calls} if thoughts or calls else {}
+        turns.append(_turn({**message, **said, "content": rest}))
+    return turns
+
+
+def _turn(message: Mapping[str, Any]) -> Turn:
     role, content = role_of(message.get("role")), text_of(message.get("content"), "content")
     if role in ("assistant", "call"):
         must_be_learnt(message)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.conversations.canonical import Unconvertible, loads
-from tasks.conversations.message_formats import openai_turn
+from tasks.conversations.message_formats import openai_turns
 from tasks.conversations.turns import (
     CALL,
     Reading,
@@ -55,7 +55,7 @@ def prompt_completion(row: Row) -> Reading:
     for name, turn in (("prompt", lambda text: Turn("user", text)), ("completion", assistant)):
         value = row[name]
         if isinstance(value, list) or (isinstance(value, str) and value.startswith('[{"role"')):
-            turns += [openai_turn(message) for message in messages_of(value)]
+            turns += [turn for message in messages_of(value) for turn in openai_turns(message)]
         else:
             turns.append(turn(required_text(row, name)))
     return Reading(joined(turns))

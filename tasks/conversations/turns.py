@@ -58,17 +58,27 @@ def text_of(content: object, what: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        # A column in which other rows hold parts carries those as JSON text.
-        if not (content.startswith('[{"') and '"type"' in content):
-            return content
-        try:
-            parts = loads(content, "content_not_text")
-        except Unconvertible:
-            return content
-        return _parts(parts, what) if all(isinstance(part, dict) and "type" in part for part in parts) else content
+        parts = typed_parts(content)
+        return _parts(parts, what) if parts else content
     if isinstance(content, list):
         return _parts(content, what)
     raise Unconvertible("content_not_text", f"{what} is {type(content).__name__}: {str(content)[:200]}")
+
+
+def typed_parts(content: object) -> list[dict[str, Any]]:
+    """A message's typed parts; none where it is text."""
+    parts = content
+    if isinstance(content, str):
+        # A column in which other rows hold parts carries those as JSON text.
+        if not (content.startswith('[{"') and '"type"' in content):
+            return []
+        try:
+            parts = loads(content, "content_not_text")
+        except Unconvertible:
+            return []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "type" in part for part in parts):
+        return []
+    return parts
 
 
 def _parts(parts: Iterable[Any], what: str) -> str:

@@ -458,6 +458,29 @@ def test_text_with_a_lone_surrogate_is_set_aside() -> None:
     assert (conversations.height, aside["reason"].to_list()) == (1, ["not_unicode"])
 
 
+def test_anthropics_parts_are_thinking_calls_and_results() -> None:
+    calls = [{"type": "tool_use", "id": name, "name": name, "input": {"a": 1}} for name in ("f", "g")]
+    results = [{"type": "tool_result", "tool_use_id": name, "content": name.upper()} for name in ("f", "g")]
+    said = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "I look."}, *calls]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": [*results, {"type": "text", "text": "And?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Done."}]},
+    ]
+    expected = [
+        ("user", "Hi", None, None),
+        ("assistant", "I look.", "hm", [("f", '{"a":1}'), ("g", '{"a":1}')]),
+        ("tool", "F", None, None),
+        ("tool", "G", None, None),
+        ("user", "And?", None, None),
+        ("assistant", "Done.", None, None),
+    ]
+    assert turns(read([{"messages": messages}])[0]) == expected
+    broken, aside = read([{"messages": [messages[0], {"role": "assistant", "content": [{"type": "tool_use"}]}]}])
+    assert (broken.height, aside["reason"].to_list()) == (0, ["call_without_name"])
+
+
 def test_unclosed_thinking_is_left_in_the_text_for_the_rules_to_find() -> None:
     conversations, _ = read([{"question": "Hi?", "answer": "<think>\nhm"}])
     assert turns(conversations)[1] == ("assistant", "<think>\nhm", None, None)
