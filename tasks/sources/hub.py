@@ -54,6 +54,13 @@ class Hub(Server, Protocol):
         """Transfer a file to `target`, going on from what is there."""
 
 
+class NotAnAnswer(Exception):
+    """What came is not what a hub's API answers: a proxy, a login page or another server spoke in its place."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(" ".join(str(what).split())[:120])
+
+
 class Trouble(NamedTuple):
     """What is told to the user, whether trying again can help, and the wait in seconds that the hub asks for."""
 
@@ -135,9 +142,13 @@ def download(
 
 def _transfer(hub: Hub, uri: SourceUri, commit: str, file: RemoteFile, partial: Path, target: Path) -> None:
     for _ in range(2):
-        if partial.exists() and partial.stat().st_size > file.size:
+        # A process that was killed before it had checked what came leaves it whole; a server has no more to send then.
+        whole = partial.exists() and partial.stat().st_size >= file.size
+        if whole and not _is(partial, file):
             partial.unlink()
-        with_retries(hub, lambda: hub.get(commit, file, partial))
+            whole = False
+        if not whole:
+            with_retries(hub, lambda: hub.get(commit, file, partial))
         if _is(partial, file):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(target)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.hub import Trouble, retry_after
+from tasks.sources.hub import NotAnAnswer, Trouble, retry_after
 from tasks.sources.pin import Listing, RemoteFile, Unreachable
 from tasks.sources.uri import SourceUri
 
@@ -34,13 +34,20 @@ class HuggingFace:
         self.api = HfApi(endpoint=self.endpoint, token=os.environ.get(TOKEN) or None)
 
     def listing(self, revision: str | None) -> Listing:
-        info: Any = self.api.repo_info(
-            self.uri.path, repo_type=self.kind, revision=revision, files_metadata=True, timeout=30
-        )
-        if info.id.lower() != self.uri.path.lower():
-            raise self.uri.bad(f"has been renamed to {info.id}", f"Write hf://{info.id}.")
-        card = info.card_data.to_dict() if info.card_data else {}
-        return Listing(commit=info.sha, files=tuple(_file(sibling) for sibling in info.siblings or []), card=card)
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            info: Any = self.api.repo_info(
+                self.uri.path, repo_type=self.kind, revision=revision, files_metadata=True, timeout=30
+            )
+            if info.id.lower() != self.uri.path.lower():
+                raise self.uri.bad(f"has been renamed to {info.id}", f"Write hf://{info.id}.")
+            card = info.card_data.to_dict() if info.card_data else {}
+            return Listing(commit=info.sha, files=tuple(_file(sibling) for sibling in info.siblings or []), card=card)
+        except HFValidationError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise NotAnAnswer(repr(error)) from error
 
     def get(self, commit: str, file: RemoteFile, target: Path) -> None:
         from huggingface_hub import hf_hub_url
@@ -49,6 +56,8 @@ class HuggingFace:
         url = hf_hub_url(
             self.uri.path, file.name, repo_type=self.kind, revision=commit, endpoint=self.endpoint.rstrip("/")
         )
+        if target.exists() and target.stat().st_size > file.size:
+            target.unlink()
         with open(target, "ab") as content:
             http_get(
                 url,
@@ -64,19 +73,26 @@ class HuggingFace:
         from huggingface_hub import errors
 
         if isinstance(error, errors.OfflineModeIsEnabled):
-            return Trouble(self._unreachable("HF_HUB_OFFLINE is set"), again=False)
+            return Trouble(self._unreachable(self.endpoint, "HF_HUB_OFFLINE is set"), again=False)
+        if isinstance(error, NotAnAnswer):
+            way_out = "Check HF_ENDPOINT and HTTPS_PROXY: a proxy or a login page may speak in its place."
+            return Trouble(self._failed(f"answered with what is no listing ({error})", way_out), again=True)
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return Trouble(self._unreachable(str(error) or type(error).__name__), again=True)
-        if isinstance(error, httpx.TransportError):
+            # Files come from other hosts than the listing.
+            host = str(error.request.url.copy_with(raw_path=b"/")).rstrip("/")
+            return Trouble(self._unreachable(host, str(error) or type(error).__name__), again=True)
+        if isinstance(error, httpx.TooManyRedirects | httpx.InvalidURL):
+            problem = f"redirects to where no file is ({error})"
+            return Trouble(self._failed(problem, "Check HF_ENDPOINT and HTTPS_PROXY."), again=True)
+        if isinstance(error, httpx.RequestError):
             problem = f"broke off the answer ({type(error).__name__}: {error})"
             return Trouble(self._failed(problem, "Run again later; what was downloaded is kept."), again=True)
         if isinstance(error, errors.HfHubHTTPError):
             return self._answered(error)
-        # What the client raises for a file that ended too early is nothing narrower than this.
+        # What the client raises for a file that is too short or too long is nothing narrower than this.
         if type(error) is OSError and "Consistency check failed" in str(error):
-            return Trouble(
-                self._failed("sent less of a file than it announced", "Run again; what was downloaded is kept."), True
-            )
+            way_out = "Run again; what was downloaded is kept."
+            return Trouble(self._failed("sent a file of another size than it lists", way_out), again=True)
         if isinstance(error, errors.HFValidationError):
             return Trouble(self.uri.bad(f"is no repository name ({error})", "Write hf://org/name."), again=False)
         return None
@@ -118,23 +134,23 @@ class HuggingFace:
             )
         if isinstance(error, errors.RemoteEntryNotFoundError) or status == 404:
             return Trouble(self._failed("no longer has one of its files (404)", f"See {page}."), again=False)
+        if status == 416:
+            return Trouble(self._failed("sent more of a file than it lists", "Run again later."), again=True)
         wait = retry_after(error.response.headers.get("Retry-After"))
         if status == 429:
             way_out = "Run again later" + ("." if token else ", or set HF_TOKEN: the limit is higher with a token.")
             return Trouble(self._failed("is asked too often (429)", way_out), again=True, wait=wait)
-        return Trouble(
-            self._failed(f"answered {status}", "Run again later; see https://status.huggingface.co."),
-            again=status >= 500 or status == 408,
-            wait=wait,
-        )
+        again = status >= 500 or status == 408
+        way_out = "Run again later; see https://status.huggingface.co." if again else f"See {page}."
+        return Trouble(self._failed(f"answered {status}", way_out), again=again, wait=wait)
 
     def _failed(self, problem: str, way_out: str) -> NightowlError:
         return WorldFailed(f"{self.uri.field}: {self.uri.text}", f"the hub or the repository {problem}", way_out)
 
-    def _unreachable(self, reason: str) -> NightowlError:
+    def _unreachable(self, host: str, reason: str) -> NightowlError:
         return Unreachable(
             f"{self.uri.field}: {self.uri.text}",
-            f"{self.endpoint} cannot be reached ({reason})",
+            f"{host} cannot be reached ({reason})",
             "Check the network, HF_ENDPOINT and HTTPS_PROXY; a commit that was fetched before can be used offline.",
         )
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from tasks.errors import NightowlError, WorldFailed
-from tasks.sources.hub import COMMIT, Trouble
+from tasks.sources.hub import COMMIT, NotAnAnswer, Trouble
 from tasks.sources.pin import Listing, RemoteFile, Unreachable
 from tasks.sources.uri import SourceUri
 
@@ -37,6 +37,16 @@ class ModelScope:
         self.api = HubApi(endpoint=self.endpoint, token=os.environ.get(TOKEN) or None)
 
     def listing(self, revision: str | None) -> Listing:
+        from modelscope_hub.errors import HubError
+
+        try:
+            return self._listing(revision)
+        except HubError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise NotAnAnswer(repr(error)) from error
+
+    def _listing(self, revision: str | None) -> Listing:
         asked = revision or "master"
         entries = self._entries(asked)
         commit = asked if COMMIT.fullmatch(asked) else self._commit(asked, entries)
@@ -75,6 +85,9 @@ class ModelScope:
         except errors.NotExistError as error:
             problem = f"no longer has {file.name} (404)"
             raise _Broken(Trouble(self._failed(problem, f"See {self._page()}."), again=False)) from error
+        except errors.InvalidParameter as error:
+            problem = f"refuses to send {file.name} ({error.status_code})"
+            raise _Broken(Trouble(self._failed(problem, f"See {self._page()}."), again=False)) from error
 
     def card(self, listing: Listing, work: Path) -> dict[str, Any]:
         """The front matter of the README at the listing's commit."""
@@ -93,11 +106,15 @@ class ModelScope:
         return card if isinstance(card, dict) else {}
 
     def explain(self, error: Exception) -> Trouble | None:
+        import requests
         from modelscope_hub import errors
 
         token = os.environ.get(TOKEN)
         if isinstance(error, _Broken):
             return error.trouble
+        if isinstance(error, NotAnAnswer):
+            way_out = "Check MODELSCOPE_ENDPOINT and HTTPS_PROXY: a proxy or a login page may speak in its place."
+            return Trouble(self._failed(f"answered with what is no listing ({error})", way_out), again=True)
         if isinstance(error, errors.RequestTimeoutError):
             return Trouble(self._failed("did not answer in time", "Run again later; what came is kept."), again=True)
         if isinstance(error, errors.NetworkError):
@@ -125,7 +142,8 @@ class ModelScope:
             reader = f"may not be read with {TOKEN}" if token else f"needs {TOKEN}"
             return Trouble(
                 self.uri.bad(
-                    f"is not there{revision} (404)", f"Check it on {self._page()}; a private repository {reader}."
+                    f"is not there{revision} ({error.status_code})",
+                    f"Check it on {self._page()}; a private repository {reader}.",
                 ),
                 again=False,
             )
@@ -140,6 +158,9 @@ class ModelScope:
                 again=bool(error.retryable),
                 wait=getattr(error, "retry_after", None),
             )
+        if isinstance(error, requests.RequestException):
+            problem = f"did not answer as it should ({type(error).__name__}: {str(error)[:200]})"
+            return Trouble(self._failed(problem, "Check MODELSCOPE_ENDPOINT and HTTPS_PROXY."), again=True)
         return None
 
     def _entries(self, revision: str) -> list[dict[str, Any]]:

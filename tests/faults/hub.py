@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,7 +50,12 @@ class Repository:
 
 @dataclass
 class Fault:
-    """`do`: status, drop, flip, truncate, stall or ignore_range; for `times` requests whose path contains `where`."""
+    """What is done to `times` requests whose path contains `where`.
+
+    `do`, to any request: status, portal (a page of HTML, as a login page or a proxy sends), reset, loop (redirects to
+    itself), lost (redirects to where nobody listens). To a file: drop, flip, truncate, stall, ignore_range, longer
+    (more bytes than listed), other_range (other bytes than asked for).
+    """
 
     do: str
     where: str
@@ -123,8 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         shown = f"{path} {query.get('FilePath', '')}".strip()
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.hub.requests.append((headers.get("host", ""), shown, headers))
-        if fault := self.hub.take(shown, ("status",)):
-            self._answer(b"{}", fault.status, fault.headers)
+        if fault := self.hub.take(shown, ("status", "portal", "reset", "loop", "lost")):
+            self._fail(fault)
             return
         routes: list[tuple[str, Callable[..., None]]] = [
             (r"/lfs/(?P<digest>[0-9a-f]{64})/(?P<name>.+)", self._lfs),
@@ -260,6 +267,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _may_read(self, repository: Repository) -> bool:
         return self._token() == repository.token
 
+    def _fail(self, fault: Fault) -> None:
+        if fault.do == "status":
+            self._answer(b"{}", fault.status, fault.headers)
+        elif fault.do == "portal":
+            self._answer(b"<html>Please log in</html>", 200, {"Content-Type": "text/html"})
+        elif fault.do == "reset":
+            # Without lingering, the connection is reset rather than ended.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+        else:
+            place = self.path if fault.do == "loop" else "http://127.0.0.1:9/"
+            self._answer(b"", 302, {"Location": place})
+
     def _answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -269,12 +290,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _file(self, content: bytes, name: str) -> None:
-        fault = self.hub.take(name, ("drop", "flip", "truncate", "stall", "ignore_range"))
+        fault = self.hub.take(name, ("drop", "flip", "truncate", "stall", "ignore_range", "longer", "other_range"))
         do = fault.do if fault else ""
         if do == "flip":
             content = content[:-1] + bytes([content[-1] ^ 1])
         if do == "truncate":
             content = content[: len(content) // 2]
+        if do == "longer":
+            content += content
         start = 0
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and do != "ignore_range":
@@ -288,6 +311,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         body = content[start:]
+        if do == "other_range":
+            body = body[::-1]
         if do in ("drop", "stall"):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()

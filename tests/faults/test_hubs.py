@@ -94,6 +94,73 @@ def test_a_transfer_that_fails_once_ends_in_the_right_bytes(hub: Any, store: Sto
     assert not [path for path in store.folder(snapshot).rglob("*") if "partial" in str(path)]
 
 
+# A page in place of an answer, a connection reset, and redirects in a circle and to where nobody listens.
+@HUBS
+@pytest.mark.parametrize(
+    ("fault", "where", "message"),
+    [
+        ("portal", "org/data", "answered with what is no listing.*a proxy or a login page"),
+        ("portal", "two.jsonl", "of another size|another file"),
+        ("reset", "org/data", "broke off|cannot be reached"),
+        ("reset", "two.jsonl", "broke off"),
+        ("loop", "org/data", "redirects to where no file is|not answer as it should"),
+        ("loop", "two.jsonl", "redirects to where no file is|broke off"),
+        ("lost", "org/data", "127.0.0.1.*cannot be reached"),
+    ],
+)
+def test_whoever_speaks_in_place_of_the_hub_is_asked_again_and_then_named(
+    hub: Any, store: Store, scheme: str, fault: str, where: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.hub.ATTEMPTS", 2)
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    hub.fail(fault, where)
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (store.folder(snapshot) / "data" / "two.jsonl").read_bytes() == LARGE
+    store.withdraw(snapshot, list(snapshot.files))
+    hub.fail(fault, where, times=1000)
+    with pytest.raises(WorldFailed, match=f"sources.s.uri.*org/data.*({message})"):
+        fetch(source(f"{scheme}://org/data"), store)
+
+
+@HUBS
+@pytest.mark.parametrize("fault", ["longer", "other_range"])
+def test_more_than_is_listed_and_other_bytes_than_were_asked_for_are_never_kept(
+    hub: Any, store: Store, scheme: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.hub.ATTEMPTS", 2)
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    hub.fail("drop", "two.jsonl")
+    hub.fail(fault, "two.jsonl")
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (store.folder(snapshot) / "data" / "two.jsonl").read_bytes() == LARGE
+    store.withdraw(snapshot, list(snapshot.files))
+    hub.fail(fault, "two.jsonl", times=1000)
+    with pytest.raises(WorldFailed, match=r"of another size|another file|fetched twice"):
+        fetch(source(f"{scheme}://org/data"), store)
+
+
+@HUBS
+@pytest.mark.parametrize("fault", ["none", "flip"])
+def test_a_process_killed_before_it_has_checked_a_whole_file_does_not_keep_the_next_from_it(
+    hub: Any, store: Store, scheme: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_killed(path: Path, file: Any) -> bool:
+        if path.exists():
+            raise KeyboardInterrupt
+        return False
+
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    hub.fail(fault, "two.jsonl")
+    with monkeypatch.context() as killed:
+        killed.setattr("tasks.sources.hub._is", is_killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(source(f"{scheme}://org/data"), store)
+    sent = len(hub.asked("/lfs/"))
+    snapshot = fetch(source(f"{scheme}://org/data"), store)
+    assert (store.folder(snapshot) / "data" / "two.jsonl").read_bytes() == LARGE
+    assert len(hub.asked("/lfs/")) == sent + (fault == "flip")
+
+
 @HUBS
 def test_a_stalled_transfer_is_given_up_and_resumed(hub: Any, store: Store, scheme: str) -> None:
     hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
