@@ -218,6 +218,8 @@ class Bucket:
         more: dict[str, str] = {}
         while True:
             page = await client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **more)
+            if "Name" not in page and "KeyCount" not in page:
+                raise _Damaged("an answer that is no listing, such as a proxy's or a login page")
             found += page.get("Contents", [])
             if not page.get("IsTruncated"):
                 return found

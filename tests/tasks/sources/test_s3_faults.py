@@ -239,6 +239,8 @@ class Refusing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         type(self).asked += 1
         body = f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>no</Message></Error>".encode()
+        if self.status == 200:
+            body = b"<html>Please log in</html>"
         self.send_response(self.status)
         for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/xml"}.items():
             self.send_header(name, value)
@@ -281,6 +283,7 @@ def refusing(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Refu
         (503, "SlowDown", WorldFailed, r"is asked too often \(SlowDown\)", 5),
         (500, "InternalError", WorldFailed, r"answered 500 \(InternalError\).*Run again later", 5),
         (503, "ServiceUnavailable", WorldFailed, r"answered 503", 5),
+        (200, "a page of a proxy", WorldFailed, r"an answer that is no listing, such as a proxy's", 5),
     ],
 )
 def test_what_the_server_refuses_is_one_clear_error_never_answered_from_the_store(
