@@ -7,6 +7,7 @@ commit to see that it is the same. Every file is listed with its sha256.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from tasks.sources.hub import COMMIT, NotAnAnswer, Trouble
 from tasks.sources.pin import Listing, RemoteFile, Unreachable
 from tasks.sources.uri import SourceUri
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 TOKEN = "MODELSCOPE_API_TOKEN"
 
 
@@ -80,6 +82,8 @@ class ModelScope:
                 file_size=file.size,
             ).replace(target)
         except errors.NetworkError as error:
+            if full := _of_the_disk(error):
+                raise full from error
             problem = f"broke off while it sent {file.name}"
             raise _Broken(Trouble(self._failed(problem, "Run again later; what came is kept."), again=True)) from error
         except errors.NotExistError as error:
@@ -212,6 +216,15 @@ class _Broken(Exception):
     def __init__(self, trouble: Trouble) -> None:
         super().__init__(str(trouble.error))
         self.trouble = trouble
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """What the disk said, where that is the cause of an error: the client takes every one for the network's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _contents(entries: list[dict[str, Any]]) -> set[tuple[str, str]]:

@@ -80,7 +80,7 @@ class LoopbackHub:
             pass
 
         Handler.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -112,6 +112,11 @@ class LoopbackHub:
     def asked(self, part: str) -> list[tuple[str, str, dict[str, str]]]:
         """Requests (host, path, headers) whose path contains a text."""
         return [request for request in self.requests if part in request[1]]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is what some tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):

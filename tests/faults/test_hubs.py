@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -243,6 +244,18 @@ def test_a_disk_too_small_is_found_before_a_byte_is_transferred(
     with pytest.raises(WorldFailed, match="are free in"):
         fetch(source(f"{scheme}://org/data").model_copy(update={"consent": "ok"}), store)
     assert not hub.asked("two.jsonl")
+
+
+@HUBS
+def test_a_disk_that_fills_up_is_one_clear_error_and_room_is_all_it_takes(hub: Any, store: Store, scheme: str) -> None:
+    hub.repository("dataset", "org/data").commit({"two.jsonl": LARGE})
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+    if scheme == "modelscope":
+        full += "import modelscope_hub._download as client; client.DOWNLOAD_RETRY_MAX_DELAY_SECONDS = 0; "
+    child = _start(store, f"{scheme}://org/data", full)
+    said = child.communicate(timeout=120)[0]
+    assert re.search(r"\ntasks\.errors\.WorldFailed: .*Free disk space there", said), said
+    assert fetch(source(f"{scheme}://org/data"), store).rows == 3000
 
 
 @HUBS
@@ -544,9 +557,9 @@ def test_of_a_model_config_tokenizer_and_safetensors_are_fetched_and_a_pickle_is
     assert verify(store, fetch_base(Base(uri=f"{scheme}://org/model@{sha}"), store)) == []
 
 
-def _start(store: Store, uri: str) -> subprocess.Popen[str]:
+def _start(store: Store, uri: str, before: str = "") -> subprocess.Popen[str]:
     code = (
-        "import sys; from pathlib import Path; from tasks.fetch import fetch; from tasks.recipe import Source; "
+        f"{before}import sys; from pathlib import Path; from tasks.fetch import fetch; from tasks.recipe import Source; "
         "from tasks.store import Store; "
         "fetch(Source(name='s', uri=sys.argv[2], kind='chat', share=1), Store(Path(sys.argv[1])))"
     )
