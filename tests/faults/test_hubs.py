@@ -559,8 +559,8 @@ def test_of_a_model_config_tokenizer_and_safetensors_are_fetched_and_a_pickle_is
 
 def _start(store: Store, uri: str, before: str = "") -> subprocess.Popen[str]:
     code = (
-        f"{before}import sys; from pathlib import Path; from tasks.fetch import fetch; from tasks.recipe import Source; "
-        "from tasks.store import Store; "
+        f"{before}import sys; from pathlib import Path; from tasks.fetch import fetch; "
+        "from tasks.recipe import Source; from tasks.store import Store; "
         "fetch(Source(name='s', uri=sys.argv[2], kind='chat', share=1), Store(Path(sys.argv[1])))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
