@@ -18,7 +18,7 @@ _PATTERNS = {
     "control_character": rf"{text.CONTROL}|{text.CONTROL_WIDE}",
     "invisible_character": "[\u200b-\u200d\u2060-\u2064\ufeff\u180e\u00ad\u115f\u1160\u3164\U000e0001-\U000e007f]",
     "bidi_control": f"{text.BIDI_OVERRIDE}|{text.BIDI_MARK}",
-    "placeholder": r"\{\{[^{}]{3,44}\}\}|<[A-Za-z你您在请][^<>]{2,50}>|\[[A-Za-z][^\]]{3,60}\]|\$\{\w+\}|【[^】]+】",
+    "placeholder": f"{text.PLACEHOLDER}|{text.FILL_IN}".replace(r"\z", r"\Z"),
     "call_in_text": r"</?tool_call>|<TOOLCALL>|<tool_code>|<function|\[TOOL_CALLS\]|Action:",
     "foreign_token": text.FOREIGN,
     "html_entity": text.ENTITY,

@@ -22,6 +22,9 @@ from tasks.recipe import Quality
 
 # A source has a habit when at least this share of the rows it concerns, and at least so many, show it.
 ENDS_SENTENCES, ANSWERS_CALLS, HABIT_ROWS = 0.75, 0.9, 20
+# A source that ends this share of its sentences leaves none open by choice. In one that ends fewer, what is open is
+# taken to be cut off where at least CUT of it ends on a joint: text that is cut anywhere does, titles and notes do not.
+ENDS_ALL, CUT = 0.9, 0.2
 
 
 def flags(
@@ -80,12 +83,13 @@ def row_flags(
 def settle(found: pl.DataFrame) -> pl.DataFrame:
     """The flags of a whole source, from the row flags of all its slices in order."""
     spoken = pl.col("_open") | pl.col("_closed")
-    closes, answers_calls = found.select(
+    closes, all_open, answers_calls = found.select(
         _habit(pl.col("_closed"), spoken, ENDS_SENTENCES),
+        all_open=_habit(pl.col("_closed"), spoken, ENDS_ALL) | (pl.col("_joint").sum() >= CUT * pl.col("_open").sum()),
         on_call=_habit(~pl.col("_on_call"), pl.col("_calls"), ANSWERS_CALLS),
     ).row(0)
     settled = found.with_columns(
-        truncated_ending=pl.col("_open") & closes,
+        truncated_ending=(pl.col("_open") if all_open else pl.col("_joint")) & closes,
         unanswered_final_call=pl.col("_on_call") & answers_calls,
         exact_duplicate=~pl.col("row_id").is_first_distinct(),
     )

@@ -266,8 +266,10 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
         # Written without its prefix, a number has to be grouped as its country groups it: else any ten digits are one.
         leniency = phonenumbers.Leniency.VALID if region is None else phonenumbers.Leniency.STRICT_GROUPING
         for match in phonenumbers.PhoneNumberMatcher(text, region, leniency=leniency, max_tries=1000):
-            # 4969 - 4071 is a difference.
-            grouped = re.search(r"\d\D+\d", match.raw_string) and not re.search(r"\d [-–] \d", match.raw_string)
+            # 4969 - 4071 is a difference, and 0.693147 the logarithm of 2.
+            grouped = re.search(r"\d\D+\d", match.raw_string) and not re.search(
+                r"\d [-–] \d|^\d+[.,]\d+$", match.raw_string
+            )
             if (region is None or grouped) and not _FICTION.search(match.raw_string):
                 yield match.start, match.end
 

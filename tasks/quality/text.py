@@ -17,7 +17,7 @@ import pyarrow as pa
 from tasks.quality.calls import CALL_SIGN, CALL_TEXT
 from tasks.quality.turns import Turns
 
-CODE = r"(?s)```.*?(?:```|\z)|`[^`\n]*`|(?i:<(?:pre|code)>.*?</(?:pre|code)>)"
+CODE = r"(?s)```.*?(?:```|\z)|``[^`\n]+``|`[^`\n]*`|(?i:<(?:pre|code)>.*?</(?:pre|code)>)"
 CONTROL = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]"
 # C1 controls, and non-characters that no encoder should have let through.
 CONTROL_WIDE = r"[\u0080-\u009F\uFFFE\uFFFF]"
@@ -65,16 +65,18 @@ PLACEHOLDER = "|".join(
     (
         # not LaTeX ({{a}^2}) nor nested braces: a name of three letters or more, alone, after no operator
         r"(?:\A|[^A-Za-z0-9\\^_{}$])\{\{ ?[A-Za-z][A-Za-z_. -]{1,40}[A-Za-z0-9] ?\}\}(?:\z|[^}])",
-        r"(?i)<(?:your|insert|enter|add|put|fill|replace)[ _-][a-z][a-z _-]{1,40}>",
-        r"(?i)<[a-z][a-z _-]{1,30}[ _-](?:goes[ _-])?here>",
-        r"(?i)\[(?:insert|enter|fill in|add|put) [a-z][^\]\n]{1,60}\]",
-        r"(?i)\blorem ipsum dolor\b|\bTODO: (?:fill|write|add|answer)\b",
+        # <<your answer>> is how a prompt says what an answer shall be wrapped in
+        r"(?i:(?:\A|[^<])<(?:your|insert|enter|add|put|fill|replace)[ _-][a-z][a-z _-]{1,40}>)",
+        r"(?i:<[a-z][a-z _-]{1,30}[ _-](?:goes[ _-])?here>)",
+        r"(?i:\blorem ipsum dolor\b|\bTODO: (?:fill|write|add|answer)\b)",
         r"\$\{[a-z][A-Za-z_]{2,30}\}|%\([a-z_]{3,30}\)s",
         r"<(?:你的|您的|在此|请)[^<>\n]{1,20}>|【(?:请|在此)[^】\n]{0,20}(?:填写|输入|插入)[^】\n]{0,20}】",
     )
 )
+# In an answer only: a prompt may well show the form that it wants filled in. Before ( it is a link of Markdown.
+FILL_IN = r"(?i:\[(?:insert|enter|fill in|add|put) [a-z][^\]\n]{1,60}\](?:\z|[^(]))"
 # What every placeholder that does not begin with < has in it.
-_PLACEHOLDER_SIGN = r"\{\{|\[|\$\{|%\(|orem ipsum|TODO|【"
+_PLACEHOLDER_SIGN = r"\{\{|\[|\$\{|%\(|(?i:orem ipsum|todo)|【"
 _CANNOT = (
     r"(?:can(?:no|['’])t|can not|won['’]t|will not|must decline|do(?:n['’]t| not) have the (?:ability|capability)|"
     r"(?:['’]m |am |['’]re |are )?"
@@ -128,6 +130,15 @@ ENTITY = r"&(?:quot|amp|lt|gt|nbsp|apos|#0?39|#x27|#\d{2,5});"
 
 # An answer that stops in the middle: its last line is prose, long, and ends on a letter or a joint.
 OPEN_END = r"[\p{L}\p{M},，、;；(（\[{<=+&/—–-]\z"
+_ABBREVIATION = r"\b(?:\p{L}\.)+\p{L}\z"
+# What no sentence ends on, whether its writer cares for full stops or not: a joint, or a word that leads to another.
+JOINT = (
+    r"(?i)[,，、;；(（\[{<=+&/]\z|[的和与及在是把被从为以]\z|(?:\A|\s)(?:a|an|the|this|these|its|their|his|my|your|our|"
+    r"and|or|but|nor|so|if|as|because|although|while|when|where|which|who|whose|that|than|then|"
+    r"of|to|in|on|at|by|for|with|from|into|onto|about|between|during|through|without|within|under|"
+    r"is|are|was|were|be|been|has|have|had|can|could|will|would|should|may|might|must|not|very|"
+    r"und|oder|der|die|das|den|dem|ein|eine|mit|von|zu|für|et|ou|le|la|les|un|une|des|du|de|que|y|el|los|las|con|para)\z"
+)
 LIST_LINE = r"^\s*(?:[-*+•|#>]|\d{1,3}[.)]|\$|```| {4}|\t)"
 # Added tokens that are text like any other, or that other rules look for.
 HARMLESS = re.compile(
@@ -155,6 +166,7 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
     tools = laid.rows["tools"].fill_null("[]").str.strip_chars() != "[]"
     special = _holds(laid, tokens)
     bracketed = pieces.filter(text.str.contains("INST]", literal=True))
+    signed = pieces.filter((pl.col("part") < 2) & text.str.contains(_PLACEHOLDER_SIGN))
     return {
         "special_token": special,
         "foreign_token": laid.where(pl.lit(True), _outside_code(pl.concat([angled, bracketed]), FOREIGN)) & ~special,
@@ -167,14 +179,11 @@ def text_flags(laid: Turns, special_tokens: Sequence[str]) -> dict[str, pl.Serie
         | (laid.where(text.str.contains(BIDI_MARK), wide) & ~rtl),
         "placeholder": laid.where(
             pl.lit(True),
-            _outside_code(
-                pl.concat(
-                    [
-                        angled.filter(pl.col("part") < 2),
-                        pieces.filter((pl.col("part") < 2) & text.str.contains(_PLACEHOLDER_SIGN)),
-                    ]
-                ),
-                PLACEHOLDER,
+            pl.concat(
+                [
+                    _outside_code(pl.concat([angled.filter(pl.col("part") < 2), signed]), PLACEHOLDER),
+                    _outside_code(signed.filter(pl.col("role") == "assistant"), FILL_IN),
+                ]
             ),
         ),
         "call_in_text": laid.where(
@@ -265,10 +274,13 @@ def _circling(answers: pl.DataFrame) -> pl.DataFrame:
     long = long.with_columns(chars=text.str.len_chars()).filter(pl.any_horizontal(map(_said_before, GLANCES)))
     words = pl.col("words")
     sentences = pl.col("sentences").list.len()
+    # Rules, frames, indentation and columns of figures are said over and over by their nature: words are of letters.
     return (
         long.with_columns(
-            words=text.str.to_lowercase().str.split(" "),
-            sentences=text.str.extract_all(r"[^.!?。！？\n]{20,}[.!?。！？\n]"),
+            words=text.str.to_lowercase().str.extract_all(r"\pL+"),
+            sentences=text.str.extract_all(r"[^.!?。！？\n]{20,}[.!?。！？\n]").list.filter(
+                pl.element().str.contains(r"\pL{2}")
+            ),
         )
         .filter(
             ((words.list.len() > 60) & (words.list.n_unique() < 0.08 * words.list.len()))
@@ -287,25 +299,32 @@ def _said_before(share: float) -> pl.Expr:
 def endings(laid: Turns) -> dict[str, pl.Series]:
     """How conversations end, for the rules that compare a row with its source.
 
-    `open` and `closed`: on a line of prose that stops in mid-sentence, or does not (other answers are
-    neither: a number, a list, a table or a name ends as it likes); `on_call`: on a call; `calls`: holds
-    a call at all.
+    `open` and `closed`: on a line of prose that has no end, or has one (other answers are neither: a number, a list,
+    a table or a name ends as it likes); `joint`: open, and on what no sentence ends on; `on_call`: on a call;
+    `calls`: holds a call at all.
     """
     final = laid.turns.filter(pl.col("last") & (pl.col("letter") == "A"))
     text, line = pl.col("text"), pl.col("line")
     lines = (
         final.filter(pl.col("calls") == 0)
         .select("n", text=pl.col("content").str.strip_chars_end())
-        .with_columns(line=text.str.split("\n").list.last())
+        .with_columns(lines=text.str.split("\n").list.tail(2))
+        .with_columns(line=pl.col("lines").list.last(), before=pl.col("lines").list.first())
         .filter(~line.str.contains(LIST_LINE))
         .with_columns(long=line.str.contains(LONG_LINE), wide=line.str.len_bytes() > line.str.len_chars())
     )
     # Scripts that write no spaces are looked for only where there is more than ASCII.
     unspaced = lines.filter(~pl.col("long") & pl.col("wide")).filter(line.str.contains(LONG_CJK_LINE))
     prose = pl.concat([lines.filter("long"), unspaced])
-    hanging = text.str.contains(OPEN_END)
+    hanging = text.str.contains(OPEN_END) & ~text.str.contains(_ABBREVIATION)
+    joint = hanging & text.str.contains(JOINT)
+    # A title has capitals, and a verse stands below another one.
+    words, capitals = (line.str.count_matches(rf"(?:\A|\s){sort}") for sort in (r"\pL", r"\p{Lu}"))
+    verse = (line.str.len_chars() < 60) & (pl.col("lines").list.len() > 1) & pl.col("before").str.contains(OPEN_END)
+    prose = prose.filter(~hanging | joint | ~(verse | (capitals > 0.6 * words)))
     return {
         "open": laid.where(hanging, prose),
+        "joint": laid.where(joint, prose),
         "closed": laid.where(~hanging, prose),
         "on_call": laid.where(pl.col("calls") > 0, final),
         "calls": laid.mark(laid.calls["n"].unique()),
