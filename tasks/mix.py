@@ -39,7 +39,7 @@ from tasks.mixture import (
     write_page,
     write_splits,
 )
-from tasks.quality import Prefixes, benchmark_questions, exact_duplicates, near_duplicates, near_twins
+from tasks.quality import Prefixes, benchmark_questions, exact_duplicates, from_word, near_duplicates, near_twins
 from tasks.recipe import Recipe
 from tasks.store import Store, code_digest, digest, file_digest, home
 
@@ -255,12 +255,13 @@ def _given_away(
     items = np.concatenate([held_out, np.arange(rows, index.asked.rows)])
     found = overlaps(index, kept.filter(split="train")["row"], items, prompts, recipe.mixture)
     told = []
-    for row, item, how, degree in found.iter_rows():
+    for row, item, how, degree, at in found.iter_rows():
         if item < rows:
             told.append((row, item, f"{how} a held-out question", f"{degree:.0%}: ", True))
         else:
             place, text = _benchmark_item(item - rows, benchmarks)
-            told.append((row, None, f"{how} a benchmark question", f"{degree:.0%}: {place}: {text[:EXCERPT]}", False))
+            common = f"{'… ' if at else ''}{from_word(text, at)[:EXCERPT]}"
+            told.append((row, None, f"{how} a benchmark question", f"{degree:.0%}: {place}: {common}", False))
     return pl.DataFrame(told, schema=ASIDE, orient="row")
 
 

@@ -13,7 +13,7 @@ from tasks.quality.near import TWINS, Prefixes, counted_twins, near_duplicates, 
 from tasks.quality.profile import Profile, main_kind, profile_of
 from tasks.quality.rules import BY_NAME, NIGHT_RULES, RULES, Rule
 from tasks.quality.telling import changed_rows, compared_with, markdown, refusal, trained_turns
-from tasks.quality.words import WordFile, Words, turn_words, word_hashes
+from tasks.quality.words import WordFile, Words, from_word, turn_words, word_hashes
 
 __all__ = [
     "BY_NAME",
@@ -46,6 +46,7 @@ __all__ = [
     "fingerprints",
     "first_reasons",
     "flags",
+    "from_word",
     "main_kind",
     "markdown",
     "mended",

@@ -58,6 +58,17 @@ def normal(text: str) -> bytes:
     return folded.encode().translate(None, _SPACE)
 
 
+def normals(texts: list[str]) -> list[bytes]:
+    """Prompts as they are compared (see `normal`). Those of plain ASCII are worked on as one text: a quarter of the
+    time."""
+    plain = [text for text in texts if text.isascii()]
+    whole = "\0".join(plain)
+    if whole.count("\0") >= max(len(plain), 1):
+        return [normal(text) for text in texts]
+    told = iter(whole.casefold().encode().translate(None, _SPACE).split(b"\0"))
+    return [next(told) if text.isascii() else normal(text) for text in texts]
+
+
 def hashes(texts: Iterable[bytes], salt: bytes = b"") -> np.ndarray:
     """BLAKE2b of each text under a salt of up to 16 bytes, as u64; the same on every machine."""
     raw = b"".join([blake2b(text, digest_size=8, salt=salt).digest() for text in texts])
@@ -79,8 +90,7 @@ def fingerprints(rows: pl.DataFrame) -> pl.DataFrame:
         user=pl.col("messages").list.eval(content.filter(role == "user")).list.join(" "),
         system=pl.col("messages").list.eval(content.filter(role == "system")).list.join(" "),
     )
-    asking = [normal(text) for text in texts["user"].to_list()]
-    system = [normal(text) if text else b"" for text in texts["system"].to_list()]
+    asking, system = (normals(texts[name].to_list()) for name in ("user", "system"))
     silent = [at for at, text in enumerate(asking) if not text]
     for at, text in zip(silent, _answers(rows[silent]), strict=True):
         asking[at] = system[at] + text

@@ -69,7 +69,7 @@ class Prefixes:
         if looked_at is not None:
             among &= looked_at
         counts = words.lengths + PAD
-        alone = _alone(words, among)
+        alone = _alone(words, among, min(2 * (1 - threshold), 1.0))
         left = np.flatnonzero(among & (alone <= (1 - threshold) * counts + _EPSILON))
         sizes = np.zeros(words.rows, np.int64)
         rarity = np.zeros(1 << _RARITY, np.int64)
@@ -163,19 +163,18 @@ def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.nda
     It counts what two sets have in common and shares no step with `Prefixes`, whose results are checked with it.
     """
     candidates = _mostly_in(items, rows, threshold, np.flatnonzero(looked_at & (rows.lengths > 0)))
+    asked = np.flatnonzero(items.lengths > 0)
     found = [pl.DataFrame(schema=TWINS)]
     for part in _chunks(candidates, rows.lengths + PAD, _TABLE_BLOCK):
-        token, row, size = _distinct(rows.take(part))
+        some = rows.take(part)
+        token, row, size = _distinct(some)
         sets = pl.DataFrame({"token": token, "row": row.astype(np.uint32)})
-        table = BitTable.of(token)
-        for first, block in items.blocks(_TABLE_BLOCK):
-            met = np.add.reduceat(table.has(_shingles(block)), block.offsets[:-1] - PAD, dtype=np.int64)
-            near = np.flatnonzero((met > 0) & (block.lengths > 0))
-            token, item, length = _distinct(block.take(near))
+        for near in _chunks(_mostly_in(some, items, threshold, asked), items.lengths + PAD, _TABLE_BLOCK):
+            token, item, length = _distinct(items.take(near))
             both = sets.join(pl.DataFrame({"token": token, "item": item}), on="token").group_by("row", "item").len()
             row, item, shared = (both[name].to_numpy() for name in ("row", "item", "len"))
             alike = shared / (size[row] + length[item] - shared)
-            pairs = pl.DataFrame({"row": part[row], "twin": near[item] + first, "jaccard": alike})
+            pairs = pl.DataFrame({"row": part[row], "twin": near[item], "jaccard": alike})
             found.append(pairs.filter(pl.col("jaccard") >= threshold).cast(TWINS))
     return pl.concat(found).sort("row", "twin")
 
@@ -275,43 +274,43 @@ def _ordered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1)[a != b]
 
 
-def _alone(words: Words, among: np.ndarray) -> np.ndarray:
+def _alone(words: Words, among: np.ndarray, share: float) -> np.ndarray:
     """How many shingles of each row surely occur once in all of `among` (bool, one a row): some, never too many.
 
-    Shingles share slots of a table, and what shares its slot counts as common.
+    Shingles share slots of a table, and what shares its slot counts as common. Only this share of all shingles is
+    looked at, the same in every row: where twice what a row has to have may be found, half of it is.
     """
-    total = int((words.lengths[among] + PAD).sum())
+    total = int((words.lengths[among] + PAD).sum() * share)
     bits = min(max(ceil(log2(total + 1)) + 1, 16), _SLOTS)
     passes = ceil(log2(max(total >> bits, 1)))
     counts = np.zeros(words.rows, np.int64)
     everything = bool(among.all())
 
-    def slots(block: Words, first: int, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        found = _shingles(block) >> np.uint64(64 - bits - passes)
-        mine = None
+    def slots(block: Words, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The slots of a block's shingles that are looked at, and their places in it."""
+        found = _shingles(block)
+        mine = found & np.uint64(255) < np.uint64(ceil(256 * share))
         if not everything:
-            mine = np.repeat(among[first : first + block.rows], block.lengths + PAD)
+            mine &= np.repeat(among[first : first + block.rows], block.lengths + PAD)
+        place = np.flatnonzero(mine)
+        found = found[place] >> np.uint64(64 - bits - passes)
         if passes:
-            mine = (found >> np.uint64(bits) == number) & (True if mine is None else mine)
-            found &= np.uint64((1 << bits) - 1)
-        return found.astype(np.uint32), mine
+            mine = found >> np.uint64(bits) == number
+            found, place = found[mine] & np.uint64((1 << bits) - 1), place[mine]
+        return found.astype(np.uint32), place
 
     for number in range(1 << passes):
         seen = np.zeros(1 << bits, np.uint8)
         for first, block in words.blocks(_TABLE_BLOCK):
-            found, mine = slots(block, first, number)
-            ordered = np.sort(found if mine is None else found[mine])
+            ordered = np.sort(slots(block, first, number)[0])
             seen[ordered] = seen[ordered] << 1 | 1
             seen[ordered[1:][ordered[1:] == ordered[:-1]]] |= 2
         common = BitTable(seen > 1)
         del seen
         for first, block in words.blocks():
-            found, mine = slots(block, first, number)
-            alone = ~common.has_slots(found)
-            if mine is not None:
-                alone &= mine
-            starts = block.offsets[:-1] - PAD
-            counts[first : first + block.rows] += np.add.reduceat(alone, starts, dtype=np.int64)
+            found, place = slots(block, first, number)
+            alone = place[~common.has_slots(found)]
+            counts[first : first + block.rows] += np.diff(np.searchsorted(alone, block.offsets - PAD))
     return counts
 
 

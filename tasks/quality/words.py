@@ -138,6 +138,15 @@ def turn_words(turns: pl.Series, last: np.ndarray) -> tuple[Words, np.ndarray]:
     return Words(np.concatenate(found), offsets), after - PAD * last
 
 
+def from_word(text: str, word: int) -> str:
+    """A text from its word of this number on, counted from 0."""
+    lowered = pl.Series([text]).str.to_lowercase()[0].replace("\0", " ").encode()
+    starts = _block_words(np.frombuffer(lowered + b"\0", np.uint8))[1]
+    whole = text.encode()
+    # A few letters of other alphabets take more or fewer bytes as small ones.
+    return (whole if len(whole) == len(lowered) else lowered)[int(starts[word]) :].decode(errors="ignore")
+
+
 def _block_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hashes and starts of the words in a block of bytes that ends with what is no letter."""
     classes = np.frombuffer(data.tobytes().translate(_CLASSES), np.uint8)

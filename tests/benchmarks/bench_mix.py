@@ -1,11 +1,13 @@
 """What mixing costs: rows per CPU-second of each step, and peak memory. Not run by pytest.
 
-    python tests/benchmarks/bench_mix.py [ROWS] [FOLDER]
+    python tests/benchmarks/bench_mix.py [ROWS] [FOLDER] [--without-tokens]
 
 Makes ROWS (default 300,000) conversations of about 300 tokens in FOLDER (default: a temporary one), one in twenty a
 near copy of another, one in fifty an exact one, mixes them, and applies the gate's default row rules to some of them.
 Numbers of one machine mean little: read the ratios, to each other and to what is asked. Great Expectations and
-matplotlib are imported before the clock runs: in a night, the data gate has done it.
+matplotlib are imported before the clock runs: in a night, the data gate has done it. Reading, moving and writing 300
+token ids and as many bits of loss mask a row is a good part of it: --without-tokens says what is left without (each
+row carries one), which is what a mixture costs that is not tokenised.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ VOCABULARY = 30_000
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def make_source(store: Store, name: str, kind: Kind, rows: int, seed: int) -> Conversations:
-    """A gated source of sentences drawn from a skewed vocabulary, in the store."""
+def make_source(store: Store, name: str, kind: Kind, rows: int, seed: int, *, tokens: bool = True) -> Conversations:
+    """A gated source of sentences drawn from a skewed vocabulary, in the store; without `tokens`, with one a row."""
     draw = np.random.Generator(np.random.PCG64(seed))
     letters = np.array(list("etaoinshrdlucmfwygpb"))
     words = ["".join(draw.choice(letters, draw.integers(2, 11))) for _ in range(VOCABULARY)]
@@ -92,6 +94,8 @@ def make_source(store: Store, name: str, kind: Kind, rows: int, seed: int) -> Co
                 schema=CONVERSATION,
             )
             asked, answered = (np.array([len(pair[n]) // 4 + 4 for pair in chunk]) for n in (0, 1))
+            if not tokens:
+                asked, answered = np.zeros_like(asked), np.ones_like(answered)
             counts = asked + answered
             offsets = np.concatenate([[0], np.cumsum(counts)])
             ids = np.searchsorted(chances, draw.random(int(offsets[-1]))).astype(np.int32)
@@ -110,7 +114,9 @@ def make_source(store: Store, name: str, kind: Kind, rows: int, seed: int) -> Co
             "rows_in": rows, "rows_out": rows, "set_aside": {}, "answers": rows, "trained_answers": rows, **counted,
         }  # fmt: skip
 
-    return store.make(Conversations, {"source": name, "rows": rows, "seed": seed, "tokenizer": "t" * 64}, build)[0]
+    return store.make(
+        Conversations, {"source": name, "rows": rows, "seed": seed, "tokens": tokens, "tokenizer": "t" * 64}, build
+    )[0]
 
 
 def measured(names: list[str]) -> dict[str, float]:
@@ -147,11 +153,15 @@ def rules_per_second(store: Store, source: Conversations) -> float:
 
 
 def main() -> None:
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 300_000
+    tokens = "--without-tokens" not in sys.argv
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    rows = int(given[0]) if given else 300_000
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("NIGHTOWL_HOME", scratch)
-        store = Store(Path(sys.argv[2] if len(sys.argv) > 2 else scratch))
-        sources = [make_source(store, n, kind, rows // 2, i) for i, (n, (kind, _)) in enumerate(SOURCES.items())]
+        store = Store(Path(given[1] if len(given) > 1 else scratch))
+        sources = [
+            make_source(store, n, kind, rows // 2, i, tokens=tokens) for i, (n, (kind, _)) in enumerate(SOURCES.items())
+        ]
         recipe = parse(
             {
                 "name": "bench",
@@ -160,7 +170,7 @@ def main() -> None:
                     {"name": n, "uri": f"sample://{n}", "kind": k, "share": s} for n, (k, s) in SOURCES.items()
                 ],
                 "evaluation": {"suites": [{"name": "held_out_loss", "kind": "chat", "role": "target"}]},
-                "mixture": {"seed": int(time.time())},
+                "mixture": {"seed": int(time.time()), "measure": "supervised_tokens" if tokens else "rows"},
             }
         )
         import great_expectations  # noqa: F401

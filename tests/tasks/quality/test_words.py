@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.quality import WordFile, Words, turn_words, word_hashes
+from tasks.quality import WordFile, Words, from_word, turn_words, word_hashes
 from tasks.quality.words import PAD, BitTable, runs
 
 
@@ -114,3 +114,12 @@ def test_words_on_disk_are_the_words_in_memory(tmp_path) -> None:  # type: ignor
     assert Words.joined([]).rows == 0
     nothing = WordFile(tmp_path / "nothing")
     assert nothing.read().rows == 0
+
+
+@given(st.text(max_size=60))
+def test_a_text_from_each_of_its_words_on(text: str) -> None:
+    (whole,) = listed(word_hashes(pl.Series([text])))
+    for word in range(len(whole)):
+        (rest,) = listed(word_hashes(pl.Series([from_word(text, word)])))
+        assert rest == whole[word:]
+    assert from_word("It is, as Zoë said, 4 o'clock.", 3) == "Zoë said, 4 o'clock."
