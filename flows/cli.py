@@ -128,6 +128,7 @@ def check(
     --set changes what the gate asks: --set quality.languages=[en] --set base.max_length=4096.
     """
     prepare()
+    from flows.screen import console
     from tasks.recipe import is_recipe
     from tasks.store import Store
     from tasks.validate import check as check_data
@@ -146,17 +147,19 @@ def check(
         base_model = loaded.base
         if not is_recipe(model):
             base_model = base_model.model_copy(update={"uri": model, "chat_template": None})
-        gated = check_data(
-            data,
-            base=base_model,
-            store=store,
-            kind=kind.value if kind else None,
-            format=format,
-            query=query,
-            cursor=cursor or (),
-            columns=_columns(column or []),
-            quality=loaded.quality,
-        )
+        columns = _columns(column or [])
+        with console.status(f"checking {data} (the first check of all fetches and converts the base model)"):
+            gated = check_data(
+                data,
+                base=base_model,
+                store=store,
+                kind=kind.value if kind else None,
+                format=format,
+                query=query,
+                cursor=cursor or (),
+                columns=columns,
+                quality=loaded.quality,
+            )
         found = [(gated, None)]
 
     def say() -> None:

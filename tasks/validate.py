@@ -9,6 +9,7 @@ A refused source is an output as well: its pages and its quarantine are what som
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,12 +127,20 @@ def check(
     from tasks.fetch import fetch, fetch_base
 
     uri = path_or_uri if "://" in path_or_uri else f"file://{quote(str(Path(path_or_uri).absolute()))}"
-    given: dict[str, Any] = {"name": "check", "uri": uri, "kind": kind or "chat", "share": 1.0, "format": format}
+    # Called after what is looked at, so that the pages of all checks tell one from another.
+    name = re.sub("[^a-z0-9]+", "-", redacted(uri).rstrip("/").rpartition("/")[2].lower().partition(".")[0]).strip("-")
+    given: dict[str, Any] = {
+        "name": name[:40].strip("-") or "check",
+        "uri": uri,
+        "kind": kind or "chat",
+        "share": 1.0,
+        "format": format,
+    }
     given |= {"columns": columns and dict(columns), "query": query, "cursor": tuple(cursor)}
     try:
         source = Source.model_validate(given)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("source 'check' ")
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix(f"source {given['name']!r} ")
         raise BadInput("DATA", redacted(uri), problem, "See `nightowl check --help`.") from error
     snapshot = fetch(source, store)
     if kind is None:

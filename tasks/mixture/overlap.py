@@ -19,7 +19,7 @@ def overlaps(
 
     `train`: rows of the index; `items`: rows of `index.asked`, questions of held-out rows and of benchmarks; `prompts`:
     of `index.asked`. `how`: "opens with", "covers" (runs of words in common) or "is near"; `degree`: share of the
-    question covered, or Jaccard similarity of the questions; `at`: the word of the question that what they have in common
+    question covered, or Jaccard similarity of the questions; `at`: the word of the question at which what they share
     begins with.
     """
     words = index.asked.take(items)

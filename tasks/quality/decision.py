@@ -5,8 +5,8 @@ Its outcomes are held against our own counts, so that a check that was lost is n
 
 from __future__ import annotations
 
+import html
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +92,9 @@ def decide(
         ),
     ]
     outcomes = _checked(name, tables, pages, history)
-    shutil.copyfile(pages / f"{name}-conversations.html", pages / "index.html")
-    return _findings(outcomes, asked, found)
+    findings = _findings(outcomes, asked, found)
+    _write_index(pages, f"{name}-conversations.html", _verdict(f"{name}-raw.html", findings))
+    return findings
 
 
 def decide_change(
@@ -117,15 +118,35 @@ def decide_change(
     ]
     frame = pl.DataFrame({measure.column: [float(measure.value)] for measure in measures})
     outcomes = _checked(name, [Table(frame.to_pandas(), changes.suite(f"{name}-changes", bounds))], pages, history)
-    page = (pages / f"{name}-changes.html").read_text(encoding="utf-8")
     drawn = picture.read_text(encoding="utf-8").partition("<svg")[2]
     shown_above = f'<figure style="margin: 0"><svg style="width: 100%; height: auto; background: white"{drawn}</figure>'
-    whole = re.sub(r"<body[^>]*>", lambda body: body.group() + shown_above, page, count=1)
-    (pages / "index.html").write_text(whole, encoding="utf-8")
+    _write_index(pages, f"{name}-changes.html", shown_above)
     said = {outcome.column: outcome.success for outcome in outcomes if outcome.column}
     for measure in measures:
         if said.get(measure.column, True) != measure.holds:
             raise _at_odds(name, measure.column, measure.holds, said[measure.column])
+
+
+def _write_index(pages: Path, page: str, above: str) -> None:
+    """`index.html`: one of the pages with something above it."""
+    text = (pages / page).read_text(encoding="utf-8")
+    whole = re.sub(r"<body[^>]*>", lambda body: body.group() + above, text, count=1)
+    (pages / "index.html").write_text(whole, encoding="utf-8")
+
+
+def _verdict(raw: str, findings: Sequence[Finding]) -> str:
+    """What the source's two tables come to, as HTML: each of them says only how it did itself."""
+    stopped = [finding.rule for finding in findings if finding.stops]
+    lead = f"The night stops: {', '.join(stopped)}" if stopped else "The source passes"
+    cells = [
+        (one.rule, one.severity, f"{one.rows:,}" if one.rows else "", "yes" if one.stops else "", one.explanation)
+        for one in findings
+    ]
+    lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells]
+    head = "<tr><th>Rule</th><th>Severity</th><th>Rows</th><th>Stops</th><th>What it asks</th></tr>"
+    table = f"<table>{head}{''.join(lines)}</table>" if lines else "<p>Every row keeps every rule.</p>"
+    more = f'<p>Below: each rule, with what breaks it. <a href="{html.escape(raw)}">The source as a whole</a>.</p>'
+    return f'<section style="padding-top: 1rem"><h2>{html.escape(lead)}</h2>{table}{more}</section>'
 
 
 def _checked(name: str, tables: Sequence[Table], pages: Path, history: Path | None) -> list[Outcome]:

@@ -155,6 +155,7 @@ def test_pages_tell_the_rules_and_fetch_nothing(tmp_path: Path, base: BaseSnapsh
         "try-talk-raw.html",
     ]
     page = (docs / "index.html").read_text()
+    assert "<h2>The source passes</h2>" in page
     assert "placeholder (warning)" in page
     assert "1 row breaks it; at least 90.0% of the rows must keep it." in page
     assert "{{customer}}" in page
@@ -186,7 +187,8 @@ def test_a_refusal_is_stored_and_repeated(tmp_path: Path, base: BaseSnapshot, st
     assert "docs/index.html" in text
     (refused,) = [entry for entry in store.all(Conversations) if entry.address not in before]
     assert not refused.passed
-    assert (store.folder(refused) / "docs" / "index.html").exists()
+    page = (store.folder(refused) / "docs" / "index.html").read_text()
+    assert re.search("<h2>The night stops: [^<]*set_aside", page)
     assert pl.read_parquet(store.folder(refused) / "quarantine.parquet").height == 11
     with pytest.raises(Refused) as again:
         gate(source, base, store)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.quality import WordFile, Words, from_word, turn_words, word_hashes
@@ -39,6 +39,7 @@ def test_scripts_without_spaces_have_a_word_a_character() -> None:
     assert same("你好world再见", "你好 world 再见", "你 好 world 再见。")
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab Z9.,!?\n'", max_size=30), max_size=20))
 def test_words_are_what_a_regular_expression_finds(texts: list[str]) -> None:
     expected = [re.findall(r"[a-z0-9]+", text.lower()) for text in texts]
@@ -51,6 +52,7 @@ def test_words_are_what_a_regular_expression_finds(texts: list[str]) -> None:
     assert len(set(hash_of.values())) == len(hash_of)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=40), max_size=10))
 def test_a_text_has_the_same_words_whatever_stands_beside_it(texts: list[str]) -> None:
     together = listed(word_hashes(pl.Series(texts, dtype=pl.String)))
@@ -116,6 +118,7 @@ def test_words_on_disk_are_the_words_in_memory(tmp_path) -> None:  # type: ignor
     assert nothing.read().rows == 0
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_a_text_from_each_of_its_words_on(text: str) -> None:
     (whole,) = listed(word_hashes(pl.Series([text])))
