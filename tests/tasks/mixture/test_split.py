@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.mixture import other_side, split_of
@@ -27,6 +27,7 @@ def test_shares_of_prompts_are_held_out() -> None:
     assert splits([0, 2**64 - 1]) == ["test", "validation"]
 
 
+@settings(deadline=None)
 @given(st.lists(HASHES, max_size=30))
 def test_a_prompt_has_the_same_split_in_any_company(some: list[int]) -> None:
     alone = [splits([one])[0] for one in some]
@@ -56,6 +57,7 @@ def test_a_cluster_takes_the_split_of_most_of_its_rows() -> None:
     assert astray(["train", "test"], []) == []
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_cluster_is_on_two_sides_and_nothing_is_moved(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))

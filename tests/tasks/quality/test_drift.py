@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.quality import NIGHT_RULES, Measure, Profile, applied, compared, draw_drift, profile_of
@@ -133,6 +133,7 @@ def test_an_empty_night_is_fewer_rows_and_nothing_else(draw: np.random.Generator
     assert broken(empty, empty) == {}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=50))
 def test_every_length_lies_in_its_bin(lengths: list[int]) -> None:
     found = pl.DataFrame({"length": lengths}).select(bin=bins(pl.col("length")))["bin"]
@@ -140,6 +141,7 @@ def test_every_length_lies_in_its_bin(lengths: list[int]) -> None:
         assert edge(bin) * (1 - 1e-6) <= length < edge(bin + 1) * (1 + 1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=12))
 def test_the_index_is_what_it_is_defined_as(counts: list[tuple[int, int]]) -> None:
     before, now = [one for one, _ in counts], [other for _, other in counts]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.quality import RULES, first_reasons, reasons, required_share
@@ -10,6 +10,7 @@ from tasks.quality import RULES, first_reasons, reasons, required_share
 NAMES = [rule.name for rule in RULES]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.sampled_from(NAMES)), max_size=30))
 def test_every_row_is_kept_or_counted_once(broken: list[set[str]]) -> None:
     found = pl.DataFrame(
