@@ -32,7 +32,9 @@ def score_models(recipe: Recipe, data: Data, models: dict[str, Adapter | None], 
         scores = {role: found[adapter.address if adapter else None] for role, adapter in models.items()}
         for role, score in scores.items():
             stage.metrics({f"{role}/{name}": suite.mean for name, suite in score.suites.items()})
-            stage.artifact(store.folder(score) / "items.parquet", f"items/{role}")
+            items = store.folder(score) / "items.parquet"
+            stage.artifact(items, f"items/{role}")
+            stage.table(items, f"items/{role}.json")
     return scores
 
 

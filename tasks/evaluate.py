@@ -7,6 +7,7 @@ The runs that are left share one process and one loaded base (tasks/evaluation).
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -23,14 +24,18 @@ from tasks.evaluation import (
     EvaluationSets,
     Job,
     ModelJob,
+    Sampling,
     Scores,
     SuiteItems,
     SuiteJob,
     SuiteRun,
     SuiteScore,
+    command,
     flaws,
     items_digest,
+    key_of,
     run,
+    sampling_of,
     suite_items,
 )
 from tasks.mixture import TokenisedMixture
@@ -45,14 +50,19 @@ _CODE = (
     "benchmarks",
     "calls",
     "choice",
+    "clusters",
     "final_answer",
     "generation",
     "gym",
     "harness",
     "instructions",
     "items",
+    "judge",
     "models_process",
     "overlap",
+    "published",
+    "sampling",
+    "served",
     "suites",
 )
 Run = tuple[str | None, str, dict[str, Any]]  # adapter's address, suite, and what the run depends on
@@ -76,8 +86,14 @@ def evaluate(
     items = _items(recipe, mixture, store)
     _checked(recipe, items, store, home() / "expectations")
     by_address = {adapter.address: adapter for adapter in adapters}
+    # Of this recipe's base for all models, whatever an adapter of another base would be asked with.
+    samplings = {suite.name: sampling_of(suite, store.folder(base)) for suite in recipe.evaluation.suites}
     runs: list[Run] = [
-        (address, suite.name, run_inputs(recipe, suite, items[suite.name], base, by_address.get(address or "")))
+        (
+            address,
+            suite.name,
+            run_inputs(recipe, suite, items[suite.name], base, by_address.get(address or ""), samplings[suite.name]),
+        )
         for address in (None, *by_address)
         for suite in recipe.evaluation.suites
     ]
@@ -88,7 +104,7 @@ def evaluate(
             (entry for entry in runs if entry[2]["base"] == address),
             key=lambda entry: Store.address(SuiteRun, entry[2]),
         )
-        _make(recipe, items, model_base, by_address, group, store, on_progress, {})
+        _make(recipe, items, samplings, model_base, by_address, group, store, on_progress, {})
     return {address: _together(recipe, address, runs, store) for address in (None, *by_address)}
 
 
@@ -160,7 +176,12 @@ def _look_through(recipe: Recipe, items: Mapping[str, SuiteItems], docs: Path, h
 
 
 def run_inputs(
-    recipe: Recipe, suite: Suite, items: SuiteItems, base: BaseSnapshot, adapter: Adapter | None
+    recipe: Recipe,
+    suite: Suite,
+    items: SuiteItems,
+    base: BaseSnapshot,
+    adapter: Adapter | None,
+    sampling: Sampling | None = None,
 ) -> dict[str, Any]:
     """What a model's run of a suite depends on. Role and margin are the gate's, and so are left out."""
     return {
@@ -171,7 +192,7 @@ def run_inputs(
         "suite": suite.name,
         "items": items_digest(items.rows),
         "not_run": items.not_run,
-        "settings": _settings(recipe, suite),
+        "settings": _settings(recipe, suite, sampling),
         "code": code_digest(
             "tasks/evaluate.py",
             "tasks/conversations",
@@ -181,10 +202,15 @@ def run_inputs(
     }
 
 
-def _settings(recipe: Recipe, suite: Suite) -> dict[str, Any]:
-    settings = suite.model_dump(mode="json", exclude={"role", "margin", "items", "data"})
-    # Both change the arithmetic, and with it here and there a token.
-    return settings | {"four_bit": _four_bit(recipe), "batch_size": recipe.evaluation.batch_size}
+def _settings(recipe: Recipe, suite: Suite, sampling: Sampling | None) -> dict[str, Any]:
+    left = {"role", "margin", "items", "data", *Sampling.model_fields, *(() if sampling else ("seed",))}
+    settings = suite.model_dump(mode="json", exclude=left) | {"sampling": sampling and sampling.model_dump()}
+    # These change the arithmetic, and with it here and there a token.
+    judge = recipe.evaluation.judge
+    if judge and suite.measures == "judge":
+        settings |= {"judge": judge.model_dump(mode="json", include={"url", "model"})}
+    about = {"batch_size": recipe.evaluation.batch_size, "backend": recipe.evaluation.backend}
+    return settings | about | {"four_bit": _four_bit(recipe)}
 
 
 def _together(recipe: Recipe, address: str | None, runs: Sequence[Run], store: Store) -> Scores:
@@ -242,6 +268,7 @@ def _other_bases(base: BaseSnapshot, adapters: Sequence[Adapter], store: Store) 
 def _make(
     recipe: Recipe,
     items: Mapping[str, SuiteItems],
+    samplings: Mapping[str, Sampling | None],
     base: BaseSnapshot,
     adapters: Mapping[str, Adapter],
     runs: Sequence[Run],
@@ -256,40 +283,47 @@ def _make(
     """
     if not runs:
         if works:
-            _run(recipe, items, base, adapters, works, store, on_progress)
+            _run(recipe, items, samplings, base, adapters, works, store, on_progress)
         return
     (adapter, name, inputs), rest = runs[0], runs[1:]
 
     def build(work: Path) -> Mapping[str, Any]:
-        _make(recipe, items, base, adapters, rest, store, on_progress, {**works, (adapter, name): work})
+        _make(recipe, items, samplings, base, adapters, rest, store, on_progress, {**works, (adapter, name): work})
         suite = next(suite for suite in recipe.evaluation.suites if suite.name == name)
         return _fields(work, inputs, suite)
 
     _, made = store.make(SuiteRun, inputs, build, resumable=True)
     if not made:
-        _make(recipe, items, base, adapters, rest, store, on_progress, works)
+        _make(recipe, items, samplings, base, adapters, rest, store, on_progress, works)
 
 
 def _run(
     recipe: Recipe,
     items: Mapping[str, SuiteItems],
+    samplings: Mapping[str, Sampling | None],
     base: BaseSnapshot,
     adapters: Mapping[str, Adapter],
     works: Mapping[tuple[str | None, str], Path],
     store: Store,
     on_progress: Progress | None,
 ) -> None:
+    if recipe.evaluation.backend == "vllm":
+        command()
+    if recipe.evaluation.judge and any(suite.measures == "judge" for suite in recipe.evaluation.suites):
+        key_of(recipe.evaluation.judge)
     with tempfile.TemporaryDirectory(prefix="nightowl-items-") as folder:
         suites = []
         for suite in recipe.evaluation.suites:
             file = Path(folder, f"{suite.name}.parquet")
             items[suite.name].rows.write_parquet(file)
-            suites.append(SuiteJob(suite=suite, items=file))
+            suites.append(SuiteJob(suite=suite, items=file, sampling=samplings[suite.name]))
         job = Job(
             base=store.folder(base),
             four_bit=_four_bit(recipe),
             chat_template=recipe.base.chat_template,
             batch_size=recipe.evaluation.batch_size,
+            backend=recipe.evaluation.backend,
+            judge=recipe.evaluation.judge,
             suites=tuple(suites),
             models=tuple(
                 ModelJob(
@@ -308,15 +342,18 @@ def _fields(work: Path, inputs: Mapping[str, Any], suite: Suite) -> dict[str, An
     scored = pl.read_parquet(work / "items.parquet")
     seconds = pl.read_parquet(work / "answers.parquet", columns=["seconds"])["seconds"].max() or 0.0
     (work / "answers.parquet").unlink()
+    aside = work / "aside.json"
+    not_judged = json.loads(aside.read_bytes()) if aside.exists() else {}
+    aside.unlink(missing_ok=True)
     about = METRICS[suite.measures]
     notes = [part for detail in scored["detail"] for part in detail.split("; ") if part.startswith("not run: ")]
     score = SuiteScore(
-        items=scored.height,
+        items=scored["item_id"].n_unique(),
         mean=float(scored["score"].mean()),  # type: ignore[arg-type]
         unit=about.unit,
         higher_is_better=about.higher_is_better,
         digest=digest([inputs["items"], inputs["settings"]]),
         settings=digest(inputs["settings"]),
-        not_run=dict(Counter(inputs["not_run"]) + Counter(notes)),
+        not_run=dict(Counter(inputs["not_run"]) + Counter(notes) + Counter(not_judged)),
     )
     return {"score": score, "seconds": round(float(seconds), 1)}  # type: ignore[arg-type]

@@ -4,10 +4,12 @@
   answers in `possible_answer/` or `possible_answer__<name>` beside them; an irrelevance file needs none.
 - GSM8K: JSON lines of question and answer. IFEval: JSON lines of prompt, instruction_id_list and kwargs.
 - MMLU: CSV of question, four choices and the answer, as a letter or as a number from 0, with a header or without.
+- The same in Parquet or with lists of choices, as hubs carry them: `hf://openai/gsm8k?subset=main&split=test`, or by
+  name: gsm8k, mmlu, ifeval.
 - `gym://task?size=&seed=`: questions of reasoning-gym, which its own scorer marks.
 
-Every row becomes an item or is counted with the reason why not. Beside row_id, messages and tools, an item has a
-`reference`: what the suite's measure needs to know of the right answer, as JSON.
+Every row becomes an item or is counted with the reason why not; a row that is there twice is one item. Beside row_id,
+messages and tools, an item has a `reference`: what the suite's measure needs to know of the right answer, as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import polars as pl
 from tasks.conversations import CONVERSATION, canonical_json
 from tasks.errors import BadInput
 from tasks.evaluation import calls, choice, gym, instructions
-from tasks.store import digest
+from tasks.evaluation.published import NAMES, address, fetched
+from tasks.store import Store, digest
 
 ITEMS: dict[str, Any] = {name: CONVERSATION[name] for name in ("row_id", "messages", "tools")} | {
     "reference": pl.String
@@ -37,21 +40,26 @@ Convert = Callable[[Path, Sequence[Row], str], Iterator[Row | str]]
 def benchmark_items(place: str, field: str) -> tuple[pl.DataFrame, dict[str, int]]:
     """Items in the order of the file, and how many rows are none, by reason.
 
-    `place`: a file, a folder, a glob or a gym:// address; `field`: of the recipe, for messages. Raises BadInput where
-    nothing is there, or where it is in none of the forms above.
+    `place`: a file, a folder, a glob, a hub's or gym:// address or a name; `field`: of the recipe, for messages.
+    Raises BadInput where nothing is there, or where it is in none of the forms above.
     """
-    made: list[Row] = []
+    made: dict[str, Row] = {}
     aside: Counter[str] = Counter()
-    rows = _gym(place, field) if place.startswith("gym://") else _file_rows(place, field)
+    if there := address(place):
+        rows = _file_rows(str(fetched(there, field, Store.open().root)), field)
+    else:
+        rows = _gym(place, field) if place.startswith("gym://") else _file_rows(place, field)
     for row in rows:
         if isinstance(row, str):
             aside[row] += 1
+        elif row["row_id"] in made:
+            aside["is there twice"] += 1
         else:
-            made.append(row)
+            made[row["row_id"]] = row
     if not made:
         why = ", ".join(f"{count} {reason}" for reason, count in aside.items()) or "it is empty"
         raise BadInput(field, place, f"holds no items ({why})", "Name the benchmark's own file.")
-    return pl.DataFrame(made, schema=ITEMS).unique("row_id", keep="first", maintain_order=True), dict(aside)
+    return pl.DataFrame(list(made.values()), schema=ITEMS), dict(aside)
 
 
 def benchmark_prompts(place: str, field: str) -> pl.Series:
@@ -66,10 +74,14 @@ def benchmark_prompts(place: str, field: str) -> pl.Series:
 
 def _file_rows(place: str, field: str) -> Iterator[Row | str]:
     path = Path(place).expanduser()
-    found = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
-    files = [file for file in sorted(found) if file.is_file() and not file.name.startswith("possible_answer")]
+    # A hub's folders lie below.
+    found = path.rglob("*") if path.is_dir() else path.parent.glob(path.name)
+    files = [file for file in sorted(found) if file.is_file() and not _beside(file, path)]
     if not files:
-        raise BadInput(field, place, "is not there", "Name a file, a folder or a glob of the benchmark's rows.")
+        way_out = (
+            "Name a file, a folder or a glob of the benchmark's rows, an address such as hf://openai/gsm8k, or one of"
+        )
+        raise BadInput(field, place, "is not there", f"{way_out} {', '.join(NAMES)}.")
     for file in files:
         rows = _read(file, field)
         for keys, convert in _FORMS:
@@ -79,6 +91,13 @@ def _file_rows(place: str, field: str) -> Iterator[Row | str]:
         else:
             columns = ", ".join(sorted(rows[0])) if rows else "no rows"
             raise BadInput(field, str(file), f"is no benchmark that is known here ({columns})", _KNOWN)
+
+
+def _beside(file: Path, place: Path) -> bool:
+    """Whether a file holds no rows of its own: the answers of another one, or what lies about in a repository."""
+    within = file.relative_to(place).parts if place.is_dir() else (file.name,)
+    hidden = any(part.startswith((".", "possible_answer")) for part in within)
+    return hidden or file.suffix.lower() in (".md", ".txt", ".py", "")
 
 
 def _converted(convert: Convert, file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
@@ -93,7 +112,9 @@ def _converted(convert: Convert, file: Path, rows: Sequence[Row], field: str) ->
 
 
 def _read(file: Path, field: str) -> list[Row]:
-    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".parquet":
+        return _parquet_rows(file, field)
+    text = _text(file, field)
     if file.suffix == ".csv":
         return _mmlu_rows(list(csv.reader(text.splitlines(keepends=True))))
     try:
@@ -103,6 +124,20 @@ def _read(file: Path, field: str) -> list[Row]:
     if not all(isinstance(row, dict) for row in rows):
         raise BadInput(field, str(file), "holds rows that are no objects", _KNOWN)
     return list(rows)
+
+
+def _text(file: Path, field: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(field, str(file), f"is no text in UTF-8 ({error})", _KNOWN) from error
+
+
+def _parquet_rows(file: Path, field: str) -> list[Row]:
+    try:
+        return pl.read_parquet(file).to_dicts()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BadInput(field, str(file), f"cannot be read as Parquet ({error})", _KNOWN) from error
 
 
 def _lines(text: str) -> list[Any]:
@@ -186,12 +221,12 @@ def _mmlu_rows(lines: Sequence[Sequence[str]]) -> list[Row]:
 
 def _mmlu(file: Path, rows: Sequence[Row], field: str) -> Iterator[Row | str]:
     for row in rows:
-        answer = (row.get("answer") or "").strip()
-        letter = choice.LETTERS[int(answer)] if answer in ("0", "1", "2", "3") else answer.upper()
-        if letter not in choice.LETTERS or not letter:
+        answer = str(row.get("answer", "")).strip().upper()
+        letter = choice.LETTERS[int(answer)] if answer in ("0", "1", "2", "3") else answer
+        choices: list[Any] = row["choices"] if "choices" in row else [row.get(name) for name in choice.LETTERS]
+        if letter not in tuple(choice.LETTERS) or len(choices) != len(choice.LETTERS) or None in choices:
             yield "has no answer among its choices"
             continue
-        choices = [row[name] for name in choice.LETTERS]
         yield _item(choice.question(row["question"], choices), letter, None, {"letter": letter, "choices": choices})
 
 
@@ -206,6 +241,7 @@ _FORMS: tuple[tuple[set[str], Convert], ...] = (
     ({"id", "question", "function"}, _leaderboard),
     ({"prompt", "instruction_id_list", "kwargs"}, _ifeval),
     ({"question", "A", "answer"}, _mmlu),
+    ({"question", "choices", "answer"}, _mmlu),
     ({"question", "answer"}, _gsm8k),
 )
-_KNOWN = "BFCL and GSM8K and IFEval as JSON lines, MMLU as CSV."
+_KNOWN = "BFCL, GSM8K and IFEval as JSON lines, MMLU as CSV, or these in Parquet."

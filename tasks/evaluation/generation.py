@@ -1,8 +1,8 @@
 """One loaded base, adapters switched on it, prompts answered in batches.
 
-Decoding is greedy and bounded. What keeps it cheap: prompts of like length share a batch, an answer
-that is done leaves its batch at once, and an answer that goes round in circles is cut off, because
-greedy decoding hardly ever leaves a circle.
+Decoding is greedy, or draws from what the model finds likely; it is bounded. What keeps it cheap: prompts of
+like length share a batch, an answer that is done leaves its batch at once, and an answer that goes round in
+circles is cut off, because decoding hardly ever leaves a circle.
 
 On a CPU the 4-bit base is unpacked once to the 16-bit values that its own kernels would unpack for
 every product: the logits are the same, bit for bit, and each step is faster. Where the CPU has no
@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from tasks.evaluation.sampling import Sampling
 
 _CIRCLE = 64  # tokens that repeat with a short period before an answer counts as going in circles
 _PERIOD = 16
@@ -102,8 +105,13 @@ class Network:
         pad_id: int,
         batch_size: int,
         on_done: Callable[[int], None] = lambda done: None,
+        sampling: Sampling | None = None,
+        draws: Sequence[Sequence[float]] = (),
     ) -> list[Written]:
-        """Greedy answers to prompts (token ids), in their order; `on_done` hears how many are written."""
+        """Answers to prompts (token ids), in their order; `on_done` hears how many are written.
+
+        `sampling`: None decodes greedily; else `draws` has a number from 0 to 1 for each token of each answer.
+        """
         import torch
 
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -111,13 +119,21 @@ class Network:
         with torch.inference_mode():
             for at in range(0, len(order), batch_size):
                 batch = order[at : at + batch_size]
-                for row, answer in self._batch([prompts[i] for i in batch], max_new_tokens, stop_ids, pad_id):
+                luck = np.asarray([draws[i] for i in batch]) if sampling else None
+                asked = [prompts[i] for i in batch]
+                for row, answer in self._batch(asked, max_new_tokens, stop_ids, pad_id, sampling, luck):
                     written[batch[row]] = answer
                 on_done(min(at + batch_size, len(order)))
         return written
 
     def _batch(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int], pad_id: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        sampling: Sampling | None,
+        luck: NDArray[np.float64] | None,
     ) -> Iterator[tuple[int, Written]]:
         import torch
         from transformers import DynamicCache
@@ -138,7 +154,10 @@ class Network:
                 use_cache=True,
                 **self._last_only(),
             ).logits[:, -1]
-            chosen = logits.argmax(-1)
+            if sampling is None or luck is None:
+                chosen = logits.argmax(-1)
+            else:
+                chosen = drawn(logits, sampling, luck[rows, step - 1])
             kept = []
             for place, token in enumerate(chosen.tolist()):
                 row = rows[place]
@@ -199,6 +218,30 @@ class Network:
 
     def _last_only(self) -> dict[str, int]:
         return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+
+
+def drawn(logits: Any, sampling: Sampling, luck: NDArray[np.float64]) -> Any:
+    """A token for each row of logits: the one at which the likeliest tokens' probabilities, added up, pass its number.
+
+    Temperature first, then `top_k`, then the fewest tokens that hold `top_p` of what is left.
+    """
+    import torch
+
+    wanted = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    values, tokens = torch.topk(logits.double() / sampling.temperature, wanted, dim=-1)
+    shares = values.softmax(-1)
+    passed = shares.cumsum(-1)
+    # A token stays while those before it hold less than top_p; the first one always does.
+    shares = torch.where(passed - shares < sampling.top_p, shares, 0.0)
+    passed = shares.cumsum(-1)
+    aims = torch.as_tensor(luck, dtype=passed.dtype, device=passed.device)[:, None] * passed[:, -1:]
+    places = (passed <= aims).sum(-1, keepdim=True).clamp(max=wanted - 1)
+    return tokens.gather(-1, places)[:, 0]
+
+
+def first_circle(ids: Sequence[int]) -> int | None:
+    """After how many tokens an answer would have been cut off as going in circles; None where it would not."""
+    return next((at for at in range(_LOOK_EVERY, len(ids) + 1, _LOOK_EVERY) if in_circles(ids[:at])), None)
 
 
 def in_circles(ids: Sequence[int]) -> bool:

@@ -16,17 +16,17 @@ from typing import Any
 
 import polars as pl
 
-from tasks.conversations import Renderer
+from tasks.conversations import Answer, Renderer
 from tasks.errors import WorldFailed
 from tasks.evaluation.suites import METRICS, Question, Reply
 from tasks.evaluation.suites import score as score_item
 from tasks.recipe import Measure, Suite
-from tasks.store import digest
 
 _METRIC = "nightowl_{}"
 ITEM_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "suite": pl.String,
     "item_id": pl.String,
+    "sample": pl.Int32,
     "cluster": pl.String,
     "score": pl.Float64,
     "prompt": pl.String,
@@ -66,7 +66,7 @@ def _run(
         with open(files[name], "w", encoding="utf-8") as file:
             for row in table.iter_rows(named=True):
                 file.write(_question(row, suites[name], renderer).model_dump_json() + "\n")
-                replies[_key(name, row["item_id"])] = _reply(row, renderer)
+                replies[_key(name, _entry(row))] = _reply(row, renderer)
     reports = run_task(
         TaskConfig(
             model=_table_model(model, replies),
@@ -97,9 +97,14 @@ def _key(suite: str, item_id: str) -> str:
     return f"{suite}/{item_id}"
 
 
+def _entry(row: Mapping[str, Any]) -> str:
+    """The name of an answer to EvalScope: its item's, and the sample's number where there are several."""
+    return f"{row['item_id']}#{row['sample']}" if row["sample"] else str(row["item_id"])
+
+
 def _question(row: Mapping[str, Any], suite: Suite, renderer: Renderer) -> Question:
     return Question(
-        item_id=row["item_id"],
+        item_id=_entry(row),
         prompt=row["prompt"],
         expected=json.loads(row["expected"]),
         tools=row["tools"],
@@ -109,29 +114,35 @@ def _question(row: Mapping[str, Any], suite: Suite, renderer: Renderer) -> Quest
     )
 
 
-def _reply(row: Mapping[str, Any], renderer: Renderer) -> Reply:
+def parsed(row: Mapping[str, Any], renderer: Renderer) -> Answer:
+    """What a model wrote, read back; `row` of its answers."""
     # A template may open the thinking block itself; the answer is read together with that opening.
     opened = "<think>" if row["prompt"].rstrip().endswith("<think>") else ""
+    return renderer.parse_answer(opened + row["output"])
+
+
+def _reply(row: Mapping[str, Any], renderer: Renderer) -> Reply:
     return Reply(
         output=row["output"],
-        answer=renderer.parse_answer(opened + row["output"]),
+        answer=parsed(row, renderer),
         stopped=row["stopped"],
         loss=row["loss"],
+        judged=row["judged"],
     )
 
 
 def _scored(suite: str, table: pl.DataFrame, reviews: Mapping[str, tuple[float, str]]) -> pl.DataFrame:
-    if missing := set(table["item_id"]) ^ set(reviews):
+    if missing := {_entry(row) for row in table.select("item_id", "sample").iter_rows(named=True)} ^ set(reviews):
         raise WorldFailed(f"EvalScope on {suite}", f"{len(missing)} items have no review", "Run again; report this.")
     rows = []
     for row in table.iter_rows(named=True):
-        value, detail = reviews[row["item_id"]]
+        value, detail = reviews[_entry(row)]
         rows.append(
             {
                 "suite": suite,
                 "item_id": row["item_id"],
-                # Greedy answers to one prompt are one answer, so items that share it are not independent.
-                "cluster": digest(row["prompt"])[:16],
+                "sample": row["sample"],
+                "cluster": row["cluster"],
                 "score": value,
                 "prompt": row["prompt"],
                 "output": row["output"],

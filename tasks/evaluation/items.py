@@ -19,11 +19,13 @@ from tasks.evaluation.benchmarks import benchmark_items
 from tasks.recipe import Suite
 from tasks.store import digest
 
+_ORIGIN = ("source", "revision", "source_row")  # what conversations of one row of a source share
 _DIGITS = 15  # hex digits of a row id that fit an i64
 
 
 class SuiteItems(NamedTuple):
-    """`rows`: row_id, messages, tools and, of a benchmark, reference; `not_run`: its rows that are none, by reason."""
+    """`rows`: row_id, messages, tools and reference, of a benchmark, or origin, of held-out rows; `not_run`: a
+    benchmark's rows that are no items, by reason."""
 
     rows: pl.DataFrame
     not_run: dict[str, int]
@@ -55,8 +57,13 @@ def _held_out(rows: pl.LazyFrame, suite: Suite, turn: str) -> pl.DataFrame:
             "has no conversations in the test split",
             "Give the source more rows, raise mixture.test, or remove the suite.",
         )
-    items = rows.select("row_id", "messages", "tools").filter(pl.col("row_id").is_in(chosen["row_id"].implode()))
-    return items.unique("row_id").sort("row_id").collect()
+    there = rows.collect_schema().names()
+    origin = [pl.concat_str(_ORIGIN, separator="/").alias("origin")] if set(_ORIGIN) <= set(there) else []
+    items = rows.select("row_id", "messages", "tools", *origin).filter(
+        pl.col("row_id").is_in(chosen["row_id"].implode())
+    )
+    # Of what is there twice the same one each time.
+    return items.sort("row_id", *("origin" for _ in origin)).unique("row_id", keep="first").sort("row_id").collect()
 
 
 def items_digest(items: pl.DataFrame) -> str:

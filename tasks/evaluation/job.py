@@ -17,19 +17,21 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInput, NightowlError, WorldFailed
-from tasks.recipe import Suite
+from tasks.evaluation.sampling import Sampling
+from tasks.recipe import Backend, Judge, Suite
 from tasks.store import write_whole
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class SuiteJob(BaseModel):
-    """A suite and the Parquet file of its items (row_id, messages, tools)."""
+    """A suite and the Parquet file of its items (row_id, messages, tools); `sampling`: None decodes greedily."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     suite: Suite
     items: Path
+    sampling: Sampling | None = None
 
 
 class ModelJob(BaseModel):
@@ -51,6 +53,8 @@ class Job(BaseModel):
     four_bit: bool
     chat_template: str | None
     batch_size: int
+    backend: Backend = "transformers"
+    judge: Judge | None = None
     suites: tuple[SuiteJob, ...]
     models: tuple[ModelJob, ...]
 

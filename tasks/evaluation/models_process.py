@@ -11,24 +11,37 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 import polars as pl
 
 from tasks.conversations import Renderer
-from tasks.errors import BadInput, NightowlError
+from tasks.errors import BadInput, NightowlError, WorldFailed
 from tasks.evaluation import harness
+from tasks.evaluation.clusters import clusters
 from tasks.evaluation.generation import Network, Written
 from tasks.evaluation.instructions import note
 from tasks.evaluation.job import Job, Line, ModelJob, SuiteJob
+from tasks.evaluation.judge import NOT_JUDGED, Pair, judged
+from tasks.evaluation.sampling import draws
+from tasks.evaluation.served import Served
 from tasks.evaluation.suites import METRICS, shown
 from tasks.recipe import Suite
+from tasks.store import write_whole
 
 ANSWERS = "answers.parquet"
+SAID = "judge.jsonl"
+ASIDE = "aside.json"
+_NOT_JUDGED = 0.1  # share of a suite's answers, beyond which its score says little
+_TIMES, _BESIDE = 2, 32  # an answer in calls: times the tokens of the longest right one, and words beside it
 ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "item_id": pl.String,
+    "cluster": pl.String,
+    "sample": pl.Int32,  # from 0; several of an item where they are drawn
     "prompt": pl.String,
     "expected": pl.String,  # the reference turn, as JSON
     "shown": pl.String,  # the reference turn, for people
@@ -38,6 +51,7 @@ ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "stopped": pl.Boolean,
     "new_tokens": pl.Int32,
     "loss": pl.Float64,
+    "judged": pl.Float64,
     "note": pl.String,
     "seconds": pl.Float64,
 }
@@ -45,38 +59,71 @@ ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 def evaluate(job: Job, report: Callable[[Line], None]) -> None:
     """Answer and score everything in a job."""
-    items = {entry.suite.name: pl.read_parquet(entry.items) for entry in job.suites}
-    total = sum(items[name].height for model in job.models for name in model.works)
     renderers = {model.name: _renderer(job, model) for model in job.models}
-    network: Network | None = None
-    before = 0
-    for model in job.models:
-        for entry in (entry for entry in job.suites if entry.suite.name in model.works):
-            rows = items[entry.suite.name]
-            target = model.works[entry.suite.name] / ANSWERS
-            what = f"{model.name}: {entry.suite.name}"
-            report(Line(what=what, done=before, total=total))
-            if not target.exists():
-                if network is None:
-                    network = _load(job)
-                network.use(model.name if model.adapter else None)
-
-                def on_done(done: int, what: str = what, before: int = before) -> None:
-                    report(Line(what=what, done=before + done, total=total))
-
-                answered = _answers(network, renderers[model.name], entry, rows, job.batch_size, on_done)
-                temporary = target.with_suffix(".part")
-                answered.write_parquet(temporary)
-                temporary.replace(target)
-            before += rows.height
-            report(Line(what=what, done=before, total=total))
-    del network
+    _answer(job, renderers, report)
     suites: dict[str, Suite] = {entry.suite.name: entry.suite for entry in job.suites}
     for model in job.models:
         for name, work in model.works.items():
-            answers = {name: pl.read_parquet(work / ANSWERS)}
-            scored = harness.score(model.name, suites, answers, renderers[model.name], work / "evalscope")
+            answers = pl.read_parquet(work / ANSWERS)
+            if suites[name].measures == "judge":
+                answers = _judged(job, model, suites[name], work, renderers[model.name], report)
+            scored = harness.score(model.name, suites, {name: answers}, renderers[model.name], work / "evalscope")
             scored.write_parquet(work / "items.parquet")
+
+
+def _answer(job: Job, renderers: Mapping[str, Renderer], report: Callable[[Line], None]) -> None:
+    items = {entry.suite.name: pl.read_parquet(entry.items) for entry in job.suites}
+    answers_of = {entry.suite.name: items[entry.suite.name].height * entry.suite.samples for entry in job.suites}
+    total = sum(answers_of[name] for model in job.models for name in model.works)
+    network: Network | Served | None = None
+    before = 0
+    with ExitStack() as ending:
+        for model in job.models:
+            for entry in (entry for entry in job.suites if entry.suite.name in model.works):
+                target = model.works[entry.suite.name] / ANSWERS
+                what = f"{model.name}: {entry.suite.name}"
+                report(Line(what=what, done=before, total=total))
+                if not target.exists():
+                    if network is None:
+                        network = _load(job)
+                        if isinstance(network, Served):
+                            ending.callback(network.close)
+                    network.use(model.name if model.adapter else None)
+
+                    def on_done(done: int, what: str = what, before: int = before) -> None:
+                        report(Line(what=what, done=before + done, total=total))
+
+                    rows = items[entry.suite.name]
+                    answered = _answers(network, renderers[model.name], entry, rows, job.batch_size, on_done)
+                    temporary = target.with_suffix(".part")
+                    answered.write_parquet(temporary)
+                    temporary.replace(target)
+                before += answers_of[entry.suite.name]
+                report(Line(what=what, done=before, total=total))
+
+
+def _judged(
+    job: Job, model: ModelJob, suite: Suite, work: Path, renderer: Renderer, report: Callable[[Line], None]
+) -> pl.DataFrame:
+    """The answers that were judged, with what was made of them; how many were not is left in a file beside them."""
+    answers = pl.read_parquet(work / ANSWERS)
+    assert job.judge is not None, "the recipe refuses such a suite without a judge"
+    contents = [harness.parsed(row, renderer).content for row in answers.iter_rows(named=True)]
+    pairs = [Pair(*about) for about in zip(answers["prompt"], contents, answers["shown"], strict=True)]
+
+    def on_done(done: int) -> None:
+        report(Line(what=f"{model.name}: {suite.name}, judged", done=done, total=len(pairs)))
+
+    found = answers.with_columns(judged=pl.Series(judged(job.judge, pairs, work / SAID, on_done), dtype=pl.Float64))
+    none = found["judged"].null_count()
+    if none > _NOT_JUDGED * found.height:
+        raise WorldFailed(
+            f"the judge {job.judge.model}",
+            f"came to no verdict on {none} of {found.height} answers of {suite.name}",
+            f"Read what it said in {work / SAID}; name another model, or leave the suite out.",
+        )
+    write_whole(work / ASIDE, json.dumps({NOT_JUDGED: none} if none else {}))
+    return found.drop_nulls("judged")
 
 
 def _renderer(job: Job, model: ModelJob) -> Renderer:
@@ -86,7 +133,10 @@ def _renderer(job: Job, model: ModelJob) -> Renderer:
     return Renderer.open(job.base, job.chat_template)
 
 
-def _load(job: Job) -> Network:
+def _load(job: Job) -> Network | Served:
+    if job.backend == "vllm":
+        adapters = {model.name: model.adapter for model in job.models if model.adapter is not None}
+        return Served(job.base, adapters, four_bit=job.four_bit, log=Path("vllm.log"))
     network = Network(job.base, four_bit=job.four_bit)
     for model in job.models:
         if model.adapter is not None:
@@ -95,7 +145,7 @@ def _load(job: Job) -> Network:
 
 
 def _answers(
-    network: Network,
+    network: Network | Served,
     renderer: Renderer,
     entry: SuiteJob,
     rows: pl.DataFrame,
@@ -110,19 +160,30 @@ def _answers(
     problems = asked["problem"].to_list()
     askable = asked.filter(pl.col("problem").is_null())
     losses: list[float | None] = [None] * rows.height
-    written = [Written([], False, False)] * rows.height
+    times, bound = suite.samples, suite.max_new_tokens
+    written = [Written([], False, False)] * (rows.height * times)
     if METRICS[suite.measures].generates:
+        bound = _bound(suite, asked["expected"].to_list(), rows, renderer)
+        luck = [
+            draws(suite.seed, item, sample, bound).tolist()
+            for item in (askable["row_id"] if entry.sampling else ())
+            for sample in range(times)
+        ]
         answers = iter(
             network.answers(
-                askable["prompt_ids"].to_list(),
-                max_new_tokens=suite.max_new_tokens,
+                [ids for ids in askable["prompt_ids"].to_list() for _ in range(times)],
+                max_new_tokens=bound,
                 stop_ids=renderer.stop_ids,
                 pad_id=renderer.pad_id,
                 batch_size=batch_size,
                 on_done=on_done,
+                sampling=entry.sampling,
+                draws=luck,
             )
         )
-        written = [Written([], False, False) if problem else next(answers) for problem in problems]
+        written = [
+            Written([], False, False) if problem else next(answers) for problem in problems for _ in range(times)
+        ]
     else:
         rendered = renderer.render(rows)
         problems = rendered["problem"].to_list()
@@ -137,29 +198,54 @@ def _answers(
         pairs = list(zip(rendered["input_ids"].to_list(), rendered["loss_mask"].to_list(), strict=True))
         losses = list(network.losses(pairs, batch_size=batch_size, pad_id=renderer.pad_id))
     references = rows["reference"].to_list() if "reference" in rows.columns else [None] * rows.height
-    notes = [_note(*about) for about in zip(problems, written, references, strict=True)]
     expected = asked["expected"].to_list()
-    return pl.DataFrame(
-        {
-            "item_id": asked["row_id"],
-            "prompt": asked["prompt"].fill_null(""),
-            "expected": [orjson.dumps(turn or {}).decode() for turn in expected],
-            "shown": [shown(turn or {}) for turn in expected],
-            "tools": asked["tools"],
-            "reference": references,
-            "output": [renderer.decode(answer.ids) for answer in written],
-            "stopped": [answer.stopped for answer in written],
-            "new_tokens": [len(answer.ids) for answer in written],
-            "loss": losses,
-            "note": notes,
-            "seconds": [time.monotonic() - started] * rows.height,
-        },
-        schema=ANSWER_SCHEMA,
+    made = {
+        "item_id": asked["row_id"],
+        "cluster": clusters(rows),
+        "prompt": asked["prompt"].fill_null(""),
+        "expected": [orjson.dumps(turn or {}).decode() for turn in expected],
+        "shown": [shown(turn or {}) for turn in expected],
+        "tools": asked["tools"],
+        "reference": references,
+        "loss": losses,
+        "judged": pl.Series([None] * rows.height, dtype=pl.Float64),
+        "note": pl.Series(problems, dtype=pl.String),
+    }
+    each = pl.DataFrame(made)[np.repeat(np.arange(rows.height), times)]
+    notes = [
+        _note(problem, answer, reference, bound)
+        for problem, answer, reference in zip(each["note"], written, each["reference"], strict=True)
+    ]
+    answered = each.with_columns(
+        sample=pl.Series(np.tile(np.arange(times), rows.height)),
+        output=pl.Series([renderer.decode(answer.ids) for answer in written], dtype=pl.String),
+        stopped=pl.Series([answer.stopped for answer in written], dtype=pl.Boolean),
+        new_tokens=pl.Series([len(answer.ids) for answer in written], dtype=pl.Int32),
+        note=pl.Series(notes, dtype=pl.String),
+        seconds=pl.lit(time.monotonic() - started),
     )
+    return answered.select(pl.col(name).cast(kind) for name, kind in ANSWER_SCHEMA.items())
 
 
-def _note(problem: str | None, answer: Written, reference: str | None) -> str:
+def _bound(suite: Suite, expected: Sequence[Mapping[str, Any] | None], rows: pl.DataFrame, renderer: Renderer) -> int:
+    """Most tokens of an answer: of calls not many more than the longest of the right ones takes, since what a model
+    that does not stop writes after that costs time and changes nothing."""
+    if suite.measures != "tool_call" or suite.mode == "thinking":
+        return suite.max_new_tokens
+    references = rows["reference"].to_list() if "reference" in rows.columns else [None] * rows.height
+    texts = [
+        json.dumps(json.loads(reference)["calls"]) if reference else shown({**turn, "content": ""}) if turn else ""
+        for turn, reference in zip(expected, references, strict=True)
+    ]
+    longest = max(map(len, renderer.encoder.encode(texts)), default=0) if any(texts) else 0
+    wordy = any(text in ("", "[]") for text in texts)  # where no call fits, a call may come late
+    return suite.max_new_tokens if wordy else min(suite.max_new_tokens, _TIMES * longest + _BESIDE)
+
+
+def _note(problem: str | None, answer: Written, reference: str | None, bound: int) -> str:
     said = f"cannot be asked: {problem}" if problem else "cut off going in circles" if answer.circles else ""
+    if not said and not answer.stopped and answer.ids:
+        said = f"cut off after {bound} tokens"
     rules = json.loads(reference).get("rules", ()) if reference else ()
     return "; ".join(part for part in (said, note(rules)) if part)
 

@@ -42,9 +42,10 @@ class EvaluationSets(Manifest):
 class SuiteRun(Manifest):
     """One model on one suite.
 
-    Files: `items.parquet` (suite, item_id, cluster: what items that are not independent share, score: f64,
-    prompt, output: raw text, expected, stopped: bool, new_tokens: i32, detail) and EvalScope's own report
-    under `evalscope/`.
+    Files: `items.parquet` (suite, item_id, sample: i32, several of an item where its answers are drawn, cluster: what
+    items that are not independent share, score: f64, prompt, output: raw text, expected, stopped: bool,
+    new_tokens: i32, detail), EvalScope's own report under `evalscope/` and, of a judged suite, `judge.jsonl`: what the
+    judge said.
     """
 
     kind = "suite-run"

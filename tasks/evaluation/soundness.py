@@ -28,6 +28,7 @@ NEEDS: dict[Measure, str] = {
     "overlap": "a right answer",
     "choice": "the letter of the right choice, and the choices",
     "instructions": "a rule that can be run here",
+    "judge": "a right answer to be judged beside",
     "task": "the address and number of its question in reasoning-gym",
 }
 
@@ -74,6 +75,7 @@ _HAS: dict[Measure, Callable[[Item, Item, Item | None], bool]] = {
     "held_out_loss": lambda item, answer, reference: _said(answer) or bool(answer.get("tool_calls")),
     "thinking": lambda item, answer, reference: True,
     "overlap": _text,
+    "judge": _text,
     "choice": lambda item, answer, reference: {"letter", "choices"} <= (reference or {}).keys(),
     "instructions": lambda item, answer, reference: any(
         rule["rule"] in instructions.runnable() for rule in (reference or {}).get("rules", ())

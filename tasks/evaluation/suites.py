@@ -36,7 +36,8 @@ class Question(BaseModel):
 
 
 class Reply(BaseModel):
-    """What the model wrote: `output` raw, without the stop token; `loss` in nats per supervised token."""
+    """What the model wrote: `output` raw, without the stop token; `loss` in nats per supervised token;
+    `judged`: what a judge made of it, 1, 0.5 or 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +45,7 @@ class Reply(BaseModel):
     answer: Answer
     stopped: bool
     loss: float | None = None
+    judged: float | None = None
 
 
 class Metric(NamedTuple):
@@ -79,6 +81,9 @@ METRICS: dict[Measure, Metric] = {
     "overlap": Metric("Overlap", "share", True, True, "ROUGE-L, as F1, with the held-out answer."),
     "choice": Metric("Right choice", "share", True, True, "The letter of the right choice."),
     "instructions": Metric("Instructions kept", "share", True, True, "Every rule of the prompt is kept."),
+    "judge": Metric(
+        "Judged better", "share", True, True, "A judge finds it better than the held-out answer, in either order."
+    ),
     "task": Metric("Task score", "share", True, True, "What the task's own scorer gives."),
 }
 
@@ -89,11 +94,21 @@ def score(measure: Measure, question: Question, reply: Reply) -> tuple[float, st
         if reply.loss is None:
             raise ValueError(f"item {question.item_id} has no loss")
         return reply.loss, ""
+    if measure == "judge":
+        return _judged(question, reply)
     if measure in _SHARES:
         problem = _mode_fault(question, reply)
         return (0.0, problem) if problem else (_SHARES[measure](question, reply.answer.content), "")
     problem = _FAULTS[measure](question, reply)
     return float(problem is None), problem or ""
+
+
+def _judged(question: Question, reply: Reply) -> tuple[float, str]:
+    if problem := _mode_fault(question, reply):
+        return 0.0, problem
+    if reply.judged is None:
+        raise ValueError(f"item {question.item_id} has not been judged")
+    return reply.judged, {1.0: "", 0.0: "worse than the right answer"}.get(reply.judged, "as good as the right answer")
 
 
 def _tool_call_fault(question: Question, reply: Reply) -> str | None:

@@ -36,8 +36,11 @@ def compare(
     Raises BadInput where a model has no scores on the suite or has them under other generation settings.
     """
     about = comparable(suite, base, reference, candidate)
+    # Samples of an item are no items: an item's score is their mean.
     sides = [
-        model.items.filter(pl.col("suite") == suite.name).select("item_id", "score", *_cluster(model.items))
+        model.items.filter(pl.col("suite") == suite.name)
+        .group_by("item_id")
+        .agg(pl.col("score").mean(), *(pl.col(name).first() for name in _cluster(model.items)))
         for model in (reference, candidate)
     ]
     pairs = sides[0].join(sides[1].select("item_id", candidate="score"), on="item_id", how="inner").sort("item_id")

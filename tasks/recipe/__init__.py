@@ -4,7 +4,7 @@ Every field carries a description with its unit. Unknown keys are errors that na
 known one, and every resolved value knows where it came from: default, recipe or command line.
 """
 
-from tasks.recipe.evaluation import Evaluation, Gate, Measure, Role, Suite
+from tasks.recipe.evaluation import Backend, Evaluation, Gate, Judge, Measure, Role, Suite
 from tasks.recipe.mixture import Mixture, ShareMeasure
 from tasks.recipe.operation import Price, Registry, Schedule
 from tasks.recipe.part import Kind, Mode, Name, Part
@@ -17,11 +17,13 @@ from tasks.recipe.whole import Recipe
 
 __all__ = [
     "PRESETS",
+    "Backend",
     "Base",
     "Drift",
     "Evaluation",
     "Gate",
     "Handling",
+    "Judge",
     "Kind",
     "Measure",
     "Mixture",

@@ -73,8 +73,10 @@ def by_role(scores: Iterable[Scores], verdict: Verdict) -> dict[str, Scores]:
 
 
 def items_of(scores: Scores, store: Store) -> pl.DataFrame:
-    """The per-item table of one model."""
-    return pl.read_parquet(store.folder(scores) / "items.parquet")
+    """The per-item table of one model; of several samples of an item the mean score, and the first one's text."""
+    items = pl.read_parquet(store.folder(scores) / "items.parquet")
+    rest = pl.exclude("suite", "item_id", "score").first()
+    return items.group_by("suite", "item_id", maintain_order=True).agg(pl.col("score").mean(), rest)
 
 
 def mean_of(values: pl.Series) -> Mean:

@@ -85,6 +85,13 @@ class Run:
             else:
                 self.mlflow.log_artifact(self.id, str(path), folder or None)
 
+    def table(self, file: Path, name: str) -> None:
+        """Write a Parquet file's rows as a table, which MLflow's UI shows and compares over runs."""
+        import polars as pl
+
+        with answers():
+            self.mlflow.log_table(self.id, pl.read_parquet(file).to_pandas(), name)
+
     def text(self, text: str, name: str) -> None:
         """Write a text file into the run's artifacts."""
         with answers():

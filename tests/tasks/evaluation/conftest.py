@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from judge_stand_in import Judged, serving
 
 from tasks.conversations import CONVERSATION, Renderer, row_ids
 from tasks.recipe import PRESETS
@@ -160,3 +161,10 @@ def tiny_adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for seed, folder in enumerate(folders.values()):
         make_adapter(tiny_base, folder, seed + 1)
     return folders
+
+
+@pytest.fixture
+def judge() -> Iterator[Judged]:
+    """A stand-in for a judge, which likes the longer answer."""
+    with serving() as made:
+        yield made

@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
+from judge_stand_in import Judged
+from vllm_stand_in import install
 
 from tasks.errors import BadInput, WorldFailed
 from tasks.evaluate import evaluate
@@ -182,3 +184,56 @@ def test_an_adapter_of_another_base_is_evaluated_on_its_own(
         evaluate(recipe, mixture, base, [homeless], store)
     with pytest.raises(BadInput, match=r"evaluation\.suites\.tool_call\.kind"):
         evaluate(recipe, made_mixture(store, rows(2).filter(pl.col("kind") == "chat")), base, [], store)
+
+
+def test_without_vllm_one_error_names_the_way_out(
+    rows: Callable[[int], pl.DataFrame],
+    make_base: Callable[..., None],
+    template: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, recipe = Store(tmp_path / "store"), recipe_of(template, backend="vllm")
+    base, mixture = made_base(store, make_base, 0), made_mixture(store, rows(8))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"evaluation\.backend.*vllm.*is not installed here"):
+        evaluate(recipe, mixture, base, [], store)
+
+
+def test_judged_and_sampled_through_a_stand_in_for_vllm(
+    rows: Callable[[int], pl.DataFrame],
+    make_base: Callable[..., None],
+    make_adapter: Callable[..., None],
+    template: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    judge: Judged,
+) -> None:
+    """Drawn answers, three to an item, and a stand-in for a judge that likes the longer answer."""
+    judged = {"name": "judge", "kind": "chat", "role": "guard", "items": 4, "max_new_tokens": 12, "decoding": "sampled"}
+    suites = [SUITES[0], judged | {"samples": 3, "temperature": 1.0}]
+    asked = {"url": f"{judge.url}/v1", "model": "longer", "key_variable": "JUDGE_KEY"}
+    recipe = recipe_of(template, backend="vllm", suites=suites, judge=asked)
+    store = Store(tmp_path / "store")
+    base, mixture = made_base(store, make_base, 0), made_mixture(store, rows(8))
+    adapter = made_adapter(store, base, make_adapter, 1)
+    monkeypatch.setenv("PATH", str(install(tmp_path / "bin").parent), prepend=":")
+    with pytest.raises(BadInput, match=r"evaluation\.judge\.key_variable.*JUDGE_KEY"):
+        evaluate(recipe, mixture, base, [adapter], store)
+    monkeypatch.setenv("JUDGE_KEY", "secret-of-the-judge")
+    found = evaluate(recipe, mixture, base, [adapter], store)
+    assert set(judge.keys) == {"Bearer secret-of-the-judge"}
+    for scores in found.values():
+        items = pl.read_parquet(store.folder(scores) / "items.parquet").filter(pl.col("suite") == "judge")
+        assert items.group_by("item_id").len()["len"].to_list() == [3] * 4
+        assert scores.suites["judge"].items == 4
+        assert scores.suites["judge"].not_run == {}
+        expected = [float(len(a) > len(b)) for a, b in zip(items["output"], items["expected"], strict=True)]
+        assert items["score"].to_list() == pytest.approx(expected)
+        assert items["output"].n_unique() > 4
+    verdict = gate(recipe, found[None], found[None], found[adapter.address], store)
+    assert {c.suite: c.items for c in verdict.comparisons} == {"tool_call": 6, "judge": 4}
+    asked_before = len(judge.keys)
+    assert evaluate(recipe, mixture, base, [adapter], store) == found
+    assert len(judge.keys) == asked_before
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"secret-of-the" in file.read_bytes()]

@@ -43,6 +43,8 @@ def tables(rows: pl.DataFrame, renderer: Renderer, *, gold: bool) -> dict[str, p
         made[name] = pl.DataFrame(
             {
                 "item_id": asked["row_id"],
+                "cluster": items["row_id"],
+                "sample": [0] * items.height,
                 "prompt": asked["prompt"],
                 "expected": expected,
                 "shown": expected,
@@ -52,6 +54,7 @@ def tables(rows: pl.DataFrame, renderer: Renderer, *, gold: bool) -> dict[str, p
                 "stopped": [True] * items.height,
                 "new_tokens": [5] * items.height,
                 "loss": [1.0 + n / 8 if name == "held_out_loss" else None for n in range(items.height)],
+                "judged": [None] * items.height,
                 "note": [""] * items.height,
                 "seconds": [1.0] * items.height,
             },

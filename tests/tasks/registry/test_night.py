@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tasks.errors import Refused, WorldFailed
@@ -46,6 +47,19 @@ def test_a_night_has_children_by_stage_and_attempts_of_their_own() -> None:
     (record,) = nights("demo")
     assert (record.outcome, record.reason, record.status) == ("kept", "not better", "FINISHED")
     assert record in nights()
+
+
+def test_a_table_is_one_in_mlflow(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["a", "b"], "score": [1.0, 0.0], "output": ["5", "<b>\u2028no"]})
+    items.write_parquet(tmp_path / "items.parquet")
+    with start() as night:
+        with night.stage("evaluate") as stage:
+            stage.table(tmp_path / "items.parquet", "items/base.json")
+        night.finish("kept", "not better")
+    there = night.mlflow.load_table(night.experiment_id, "items/base.json", [stage.id])
+    assert pl.from_pandas(there).equals(items)
+    tags = night.mlflow.get_run(stage.id).data.tags
+    assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "items/base.json", "type": "table"}]
 
 
 def test_settings_are_params_and_long_ones_are_kept_in_the_recipe(tmp_path: Path) -> None:
