@@ -85,7 +85,12 @@ def gate(
         spent, left = ledger.spend(address, candidate.adapter or "", recipe.gate.year_error)
         comparisons = tuple(compare(suite, *models, **settings, level=spent.level) for suite in suites)
         decision = decide(comparisons)
-        why = (*_other_base(reference, candidate), *reasons(comparisons, **settings), _level(spent, left))
+        why = (
+            *_other_base(reference, candidate),
+            *reasons(comparisons, **settings),
+            *_not_run(candidate),
+            _level(spent, left),
+        )
         write_whole(work / "verdict.md", explain(decision, reference.adapter, comparisons, why, left))
         return {
             "candidate": candidate.adapter,
@@ -145,6 +150,20 @@ def _known(nights: Iterable[NightRecord]) -> Iterator[Spent]:
 
 def _items(scores: Scores, store: Store) -> pl.DataFrame:
     return pl.read_parquet(store.folder(scores) / "items.parquet")
+
+
+def _not_run(candidate: Scores) -> list[Reason]:
+    """What a suite says nothing of."""
+    return [
+        Reason(
+            code="not run",
+            suite=name,
+            numbers=dict(score.not_run.items()),
+            text=f"{name}, left out: {'; '.join(f'{reason} ({count})' for reason, count in score.not_run.items())}.",
+        )
+        for name, score in candidate.suites.items()
+        if score.not_run
+    ]
 
 
 def _level(spent: Spent, left: Budget) -> Reason:

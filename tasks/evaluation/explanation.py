@@ -30,7 +30,7 @@ def explain(
         + "\n".join(map(_row, comparisons)),
         "\n".join(f"- {reason.text}" for reason in why),
         "## How sure this is",
-        "\n".join(f"- {line}" for line in _sureness(comparisons, left)),
+        "\n".join(f"- {line}" for line in _sureness(comparisons, left, _confidence(why))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -43,7 +43,11 @@ def _row(c: Comparison) -> str:
     return f"| {c.suite} | {asked} | {values} | {gain} | {c.outcome} |"
 
 
-def _sureness(comparisons: Sequence[Comparison], left: Budget) -> list[str]:
+def _confidence(why: Sequence[Reason]) -> float:
+    return next((reason.numbers["confidence"] for reason in why if "confidence" in reason.numbers), 0.95)
+
+
+def _sureness(comparisons: Sequence[Comparison], left: Budget, confidence: float) -> list[str]:
     lines = [
         f"Both models answered the same questions. Tonight's evidence had to be so strong that chance alone brings it "
         f"about once in {1 / comparisons[0].level:,.0f} nights."
@@ -62,7 +66,7 @@ def _sureness(comparisons: Sequence[Comparison], left: Budget) -> list[str]:
         else:
             lines.append(
                 f"{c.suite}: with {c.items} items a candidate that is {amount(c.margin, c.unit)} worse is let through "
-                f"in at most 1 of 40 cases; one that is exactly as good passes 8 times in 10 if the margin is "
-                f"{amount(c.detectable, c.unit)} or more."
+                f"in at most 1 of {2 / (1 - confidence):.0f} cases; one that is exactly as good passes 8 times in 10 "
+                f"if the margin is {amount(c.detectable, c.unit)} or more."
             )
     return [line for line in lines if line]

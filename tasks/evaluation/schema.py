@@ -105,7 +105,7 @@ class Reason(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    code: Literal["better", "not worse", "worse", "cannot tell", "too few items", "other base", "level"]
+    code: Literal["better", "not worse", "worse", "cannot tell", "too few items", "other base", "level", "not run"]
     suite: str | None = None
     numbers: dict[str, float] = {}
     text: str

@@ -105,13 +105,14 @@ def budget(entries: Iterable[Spent], now: datetime, year_error: float) -> Budget
     ordered = sorted(entries, key=lambda entry: entry.at)
     for entry in ordered:
         there = _renewed(there, a_day, last, entry.at)
-        there, last = max(0.0, there - entry.level), entry.at
+        # What several machines spent at once, not knowing of each other, is owed.
+        there, last = there - entry.level, entry.at
     there = _renewed(there, a_day, last, now)
     recent = [entry.level for entry in ordered if entry.at > now - timedelta(days=YEAR)]
     return Budget(
         year_error=year_error,
-        level=SHARE * there,
-        left=there / (SAVED * a_day),
+        level=SHARE * max(0.0, there),
+        left=max(0.0, there) / (SAVED * a_day),
         spent=sum(recent) / year_error,
         hypotheses=len(recent),
     )

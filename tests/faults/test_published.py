@@ -31,7 +31,9 @@ def sums(*numbers: int) -> bytes:
     return parquet([{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in numbers])
 
 
-def test_a_benchmark_by_name_is_pinned_and_kept(hub: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_benchmark_by_name_is_pinned_and_kept(
+    hub: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = hub.repository("dataset", "openai/gsm8k")
     others = {"README.md": b"# Sums", "main/train-00000-of-00001.parquet": sums(7, 8)}
     repository.commit({"main/test-00000-of-00001.parquet": sums(1, 2, 2), **others})
@@ -43,7 +45,7 @@ def test_a_benchmark_by_name_is_pinned_and_kept(hub: Any, caplog: pytest.LogCapt
     published.fetched.cache_clear()
     assert benchmark_items("gsm8k", FIELD)[0].height == 3
     # The hub is away: what the store has of it, and a word.
-    hub.fail("status", "/api/datasets", times=100)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     published.fetched.cache_clear()
     assert benchmark_items("hf://openai/gsm8k?subset=main&split=test", FIELD)[0].height == 3
     assert "Going on with commit" in caplog.text

@@ -11,12 +11,15 @@ import polars as pl
 import pytest
 
 from tasks.errors import BadInput
-from tasks.evaluation import Scores, SuiteScore, Verdict
+from tasks.evaluation import Scores, Spent, SuiteScore, Verdict, budget
+from tasks.evaluation.statistics import counted
+from tasks.evaluation.verdict import outcome
 from tasks.gate import best_last, gate, year
 from tasks.recipe import Recipe, load
 from tasks.registry import NightRecord
 from tasks.store import Store
 
+START = datetime(2030, 1, 1, tzinfo=UTC)
 Made = Mapping[str, Sequence[float]]
 BASE: Made = {
     "tool_call": [0] * 64,
@@ -181,3 +184,41 @@ def test_of_several_candidates_the_best_that_is_let_out_comes_last(recipe: Recip
     levels = [verdicts[name].level or 0 for name in made]
     assert levels[1:] == pytest.approx([0.9 * level for level in levels[:-1]], rel=1e-3)
     assert [verdicts[name].hypotheses for name in made] == [1, 2, 3]
+
+
+def test_what_was_left_out_is_among_the_reasons(recipe: Recipe, store: Store) -> None:
+    candidate = scores(store, "new", GOOD)
+    suites = dict(candidate.suites)
+    suites["tool_call"] = suites["tool_call"].model_copy(update={"not_run": {"has several turns": 7}})
+    candidate = candidate.model_copy(update={"suites": suites})
+    verdict = gate(recipe, scores(store, None, BASE), scores(store, None, BASE), candidate, store)
+    (reason,) = (one for one in verdict.findings if one.code == "not run")
+    assert (reason.suite, reason.numbers) == ("tool_call", {"has several turns": 7})
+    assert reason.text in verdict.reasons
+    assert reason.text in (store.folder(verdict) / "verdict.md").read_text()
+
+
+def test_the_gate_decides_as_the_simulated_years_do(recipe: Recipe, store: Store) -> None:
+    """60 candidates judged one after the other, from clearly worse to clearly better, through the store and the
+    ledger, against the functions that the simulations of tests/tasks/evaluation/test_year.py call."""
+    generator = np.random.default_rng(4)
+    suite = recipe.evaluation.suites[0]
+    alone = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"suites": (suite,)})})
+    items, spent, decisions = 200, list[Spent](), list[str]()
+    before = (generator.random(items) < 0.5).astype(float)
+    reference = scores(store, None, {"tool_call": before.tolist()})
+    for number in range(60):
+        gain = (number - 30) / 100
+        turned = generator.random(items) < 0.3
+        after = np.where(turned, (generator.random(items) < 0.5 + gain).astype(float), before)
+        verdict = gate(alone, reference, reference, scores(store, f"{number}", {"tool_call": after.tolist()}), store)
+        level = budget(spent, START, recipe.gate.year_error).level
+        spent.append(Spent(key=verdict.address, at=START, level=level))
+        assert verdict.level == pytest.approx(level, rel=1e-3)  # days go by in minutes here
+        d = after - before
+        found = counted(int((d > 0).sum()), int((d < 0).sum()), items, recipe.gate.confidence, level)
+        said = outcome("target", found, 0.0, verdict.level or 0.0)
+        decisions.append(verdict.decision)
+        assert (verdict.comparisons[0].outcome, verdict.comparisons[0].p) == (said, found.p)
+    assert {*decisions} == {"promote", "keep", "cannot tell"}
+    assert year(alone, store).hypotheses == 60

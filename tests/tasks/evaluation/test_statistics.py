@@ -111,7 +111,9 @@ def test_losses_by_t_and_permutation() -> None:
     found = difference(d.tolist(), 0.95)
     t = ttest_1samp(d, 0)
     interval = t.confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    # Never narrower, and wider for as much skewness as there is.
+    assert interval.low - 0.01 * (interval.high - interval.low) < found.low <= interval.low
+    assert interval.high <= found.high < interval.high + 0.01 * (interval.high - interval.low)
     assert found.p == pytest.approx(t.pvalue, abs=0.02)
     small = difference([0.1, 0.2, 0.3], 0.95)
     assert small.p == 0.25  # two of the eight sign patterns
@@ -167,3 +169,27 @@ def test_exact_test_of_pairs() -> None:
     for wins, losses in ((0, 0), (1, 0), (10, 0), (7, 3), (50, 50), (400, 300)):
         expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
         assert mcnemar_p(wins, losses) == mcnemar_p(losses, wins) == pytest.approx(expected)
+
+
+def test_a_few_much_worse_items_are_not_outvoted_by_many_a_little_better() -> None:
+    """No gain at all, but skewed: at a night's level signs alone would be wrong ten times as often as they may."""
+    generator, level = np.random.default_rng(8), 1e-3
+    draws = 1 - generator.exponential(size=(40_000, 100))
+    near = draws[draws.sum(axis=1) > 2.9 * np.sqrt((draws**2).sum(axis=1))]
+    wrong = sum(difference(one, 0.95, None, level).p / 2 <= level for one in near) / len(draws)
+    signs = float((sign_flip_p(near) / 2 <= level).sum() / len(draws))
+    print(f"skewed, at {level}: {wrong:.5f}, by signs alone {signs:.5f}")
+    assert wrong < 2.5 * level < 4 * level < signs
+    # A guard at its margin, and the same upside down.
+    let = np.mean([difference(one, 0.95).low > 0 for one in draws[:4000]])
+    assert let < 0.04
+    found, mirrored = difference(draws[0], 0.9), difference(-draws[0], 0.9)
+    assert (found.mean, found.low, found.high) == pytest.approx((-mirrored.mean, -mirrored.high, -mirrored.low))
+    assert found.p == pytest.approx(mirrored.p)
+
+
+def test_a_gain_without_noise_is_a_gain() -> None:
+    """Nothing varies, so nothing is skewed."""
+    found = difference([0.5] * 40, 0.95)
+    assert (found.low, found.high) == (0.5, 0.5)
+    assert found.p < 1e-9
