@@ -37,7 +37,7 @@ ANSWERS = "answers.parquet"
 SAID = "judge.jsonl"
 ASIDE = "aside.json"
 _NOT_JUDGED = 0.1  # share of a suite's answers, beyond which its score says little
-_TIMES, _BESIDE = 2, 32  # an answer in calls: times the tokens of the longest right one, and words beside it
+_TIMES, _LEAST = 2, 48  # most tokens of an answer in calls: times those of the longest right one, at least so many
 ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "item_id": pl.String,
     "cluster": pl.String,
@@ -239,7 +239,7 @@ def _bound(suite: Suite, expected: Sequence[Mapping[str, Any] | None], rows: pl.
     ]
     longest = max(map(len, renderer.encoder.encode(texts)), default=0) if any(texts) else 0
     wordy = any(text in ("", "[]") for text in texts)  # where no call fits, a call may come late
-    return suite.max_new_tokens if wordy else min(suite.max_new_tokens, _TIMES * longest + _BESIDE)
+    return suite.max_new_tokens if wordy else min(suite.max_new_tokens, max(_TIMES * longest, _LEAST))
 
 
 def _note(problem: str | None, answer: Written, reference: str | None, bound: int) -> str:

@@ -133,7 +133,7 @@ def ours(store: Store, base: Any, adapters: Mapping[str, Path], rows: Path, toke
         {
             "name": "bench",
             "base": {"uri": base.uri},
-            "sources": [{"name": "none", "uri": f"file://{rows}", "kind": "chat"}],
+            "sources": [{"name": "none", "uri": f"file://{rows}", "kind": "chat", "share": 1.0}],
             "training": {"method": "lora"},
             "evaluation": {"suites": [suite | {"items": 10_000, "max_new_tokens": tokens}], "rotate": False},
         }

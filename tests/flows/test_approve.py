@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +78,27 @@ def asked(up: Stack, run_id: str) -> Any:
     return keyset
 
 
+def picture(up: Stack, run_id: str, name: str, *, resume: bool = False) -> None:
+    """The run's page in Prefect, where NIGHTOWL_SCREENSHOTS names a folder for pictures; `resume`: with its form."""
+    folder, chromium = os.environ.get("NIGHTOWL_SCREENSHOTS"), shutil.which("chromium")
+    if not folder or not chromium:
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-quic"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(f"{up.api.removesuffix('/api')}/runs/flow-run/{run_id}")
+        page.get_by_text("Suspended" if resume else "Completed").first.wait_for()
+        page.screenshot(path=Path(folder) / f"{name}.png")
+        if resume:
+            page.get_by_role("button", name="Resume").first.click()
+            page.get_by_text("it becomes champion").first.wait_for()
+            page.screenshot(path=Path(folder) / f"{name}-form.png")
+        browser.close()
+
+
 def answer(up: Stack, run_id: str, **form: Any) -> Any:
     return up.server.send("POST", f"/flow_runs/{run_id}/resume", {"run_input": form})
 
@@ -115,9 +138,11 @@ def test_what_the_gate_lets_out_waits_for_a_person(up: Stack, recipe: Recipe, mo
     # Yes.
     again = up.start("approve/data", **asking["parameters"])
     asked(up, again["id"])
+    picture(up, again["id"], "suspended", resume=True)
     assert answer(up, again["id"], approve=True, comment="looks right", who="grace")["status"] == "ACCEPT"
     state(up, again["id"], "Completed")
     assert alias_version(client(), MODEL, "champion") == version.version
+    picture(up, again["id"], "approved")
     assert [(move.who, move.why, move.moved) for move in moves(client(), MODEL)] == [
         ("ada", "not before the holidays", False),
         ("grace", "approved: looks right", True),

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tasks.conversations import Renderer
 from tasks.errors import BadInput
 from tasks.evaluation.generation import Network, drawn
+from tasks.evaluation.models_process import _bound
 from tasks.evaluation.sampling import Sampling, draws, recommended, sampling_of
 from tasks.recipe import Suite
 
@@ -85,6 +88,31 @@ def test_draws_are_an_item_s_own() -> None:
     assert (one == draws(0, "a" * 32, 0, 20)[:10]).all(), "a longer answer begins alike"
     others = [draws(1, "a" * 32, 0, 10), draws(0, "b" * 32, 0, 10), draws(0, "a" * 32, 1, 10)]
     assert all((one != other).all() for other in others)
+
+
+def test_calls_are_bounded_by_twice_the_longest_right_ones(
+    rows: Callable[[int], pl.DataFrame], turn: Callable[..., dict[str, Any]], tiny_renderer: Renderer
+) -> None:
+    """So that a model that never stops costs no more than twice the steps of one that stops."""
+    items = rows(4).filter(pl.col("kind") == "tool")
+
+    def bound(items: pl.DataFrame, **more: Any) -> int:
+        calls = Suite.model_validate(
+            {"name": "tool_call", "kind": "tool", "role": "target", "max_new_tokens": 512} | more
+        )
+        expected = tiny_renderer.prompts(items, calls.mode)["expected"].to_list()
+        return _bound(calls, expected, items, tiny_renderer)
+
+    longest = len('[{"name": "add", "arguments": {"a": 0, "b": 1}}]')  # a token is a byte here
+    assert bound(items) == 2 * longest
+    assert bound(items, max_new_tokens=20) == 20
+    assert bound(items, mode="thinking") == 512
+    # Where no call fits, one may come late.
+    none = pl.DataFrame(
+        {"messages": [[turn("user", "Hello."), turn("assistant", "Hi.")]]},
+        schema_overrides={"messages": items.schema["messages"]},
+    )
+    assert bound(pl.concat([items, items.head(1).with_columns(none["messages"])])) == 512
 
 
 def test_a_drawn_answer_does_not_depend_on_its_batch(tiny_base: Path, tiny_renderer: Renderer) -> None:
