@@ -129,7 +129,8 @@ def _found(c: Comparison, confidence: float) -> str:
     return (
         f"{c.suite} ({c.role}): the candidate {says}: {_level(c.candidate, c.unit)} against "
         f"{_level(c.reference, c.unit)} on {c.items} items, {_signed(c.difference, c.unit)} "
-        f"({confidence:.0%} interval {_signed(c.low, c.unit)} to {_signed(c.high, c.unit)}; plus is better)."
+        f"({confidence:.0%} interval {_signed(c.low, c.unit)} to {_signed(c.high, c.unit)}; plus is better; "
+        f"{c.wins} items won, {c.losses} lost)."
     )
 
 

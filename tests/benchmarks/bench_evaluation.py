@@ -1,6 +1,6 @@
 """Evaluation beside stock EvalScope, in one run on one machine. Not run by pytest.
 
-    python tests/benchmarks/bench_evaluation.py [--prompts 200] [--tokens 16]
+    python tests/benchmarks/bench_evaluation.py [--prompts 200] [--tokens 16] [--base STORE]
 
 The demo's base and two adapters answer the same short questions of arithmetic, greedily. Stock is EvalScope's own
 `llm_ckpt` with its default batch, which evaluates three checkpoints (the adapters merged into the base) one after the
@@ -167,11 +167,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--base", type=Path, help="store that has the base already; else it is made (a minute)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         os.environ["NIGHTOWL_HOME"] = str(work / "home")
         store = Store(work / "store")
+        if given.base:
+            (store.root / "base").mkdir(parents=True)
+            for folder_of_base in (given.base / "base").iterdir():
+                (store.root / "base" / folder_of_base.name).symlink_to(folder_of_base)
         base = fetch_base(Base(uri="sample://smollm2-135m-instruct"), store)
         rows = work / "sums.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in questions(given.prompts)), encoding="utf-8")
