@@ -30,13 +30,13 @@ from tasks.evaluation import (
     SuiteJob,
     SuiteRun,
     SuiteScore,
-    command,
     flaws,
     items_digest,
-    key_of,
+    judge_key,
     run,
     sampling_of,
     suite_items,
+    vllm_command,
 )
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Suite
@@ -308,9 +308,9 @@ def _run(
     on_progress: Progress | None,
 ) -> None:
     if recipe.evaluation.backend == "vllm":
-        command()
+        vllm_command()
     if recipe.evaluation.judge and any(suite.measures == "judge" for suite in recipe.evaluation.suites):
-        key_of(recipe.evaluation.judge)
+        judge_key(recipe.evaluation.judge)
     with tempfile.TemporaryDirectory(prefix="nightowl-items-") as folder:
         suites = []
         for suite in recipe.evaluation.suites:

@@ -4,10 +4,10 @@ from tasks.evaluation.benchmarks import benchmark_prompts
 from tasks.evaluation.explanation import explain
 from tasks.evaluation.items import SuiteItems, items_digest, suite_items
 from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
-from tasks.evaluation.judge import key_of
+from tasks.evaluation.judge import judge_key
 from tasks.evaluation.sampling import Sampling, sampling_of
 from tasks.evaluation.schema import Comparison, EvaluationSets, Reason, Scores, SuiteRun, SuiteScore, Verdict
-from tasks.evaluation.served import command
+from tasks.evaluation.served import vllm_command
 from tasks.evaluation.soundness import NEEDS, flaws
 from tasks.evaluation.suites import METRICS
 from tasks.evaluation.verdict import Items, amount, comparable, compare, decide, reasons
@@ -35,16 +35,16 @@ __all__ = [
     "amount",
     "benchmark_prompts",
     "budget",
-    "command",
     "comparable",
     "compare",
     "decide",
     "explain",
     "flaws",
     "items_digest",
-    "key_of",
+    "judge_key",
     "reasons",
     "run",
     "sampling_of",
     "suite_items",
+    "vllm_command",
 ]

@@ -79,7 +79,7 @@ def verdict(text: str) -> Said | None:
     return said[found[-1].lower()] if found else None
 
 
-def key_of(judge: Judge) -> str:
+def judge_key(judge: Judge) -> str:
     """The endpoint's key. Raises BadInput where its variable is not set."""
     key = os.environ.get(judge.key_variable, "")
     if not key:
@@ -132,7 +132,7 @@ def _ask_all(
         return
     import httpx
 
-    headers, writing = {"Authorization": f"Bearer {key_of(judge)}"}, threading.Lock()
+    headers, writing = {"Authorization": f"Bearer {judge_key(judge)}"}, threading.Lock()
     with httpx.Client(headers=headers, timeout=judge.timeout) as client, ThreadPoolExecutor(judge.at_once) as pool:
 
         def one(key: str) -> None:

@@ -32,7 +32,7 @@ _ANSWER = 3600  # seconds for one answer, which may wait for others
 _SEEDS = 2**31
 
 
-def command() -> str:
+def vllm_command() -> str:
     """The vllm command. Raises BadInput where there is none."""
     found = shutil.which("vllm")
     if found is None:
@@ -76,7 +76,7 @@ class Served:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         key = secrets.token_hex(16)
-        line = serve_command(command(), base, adapters, port, four_bit=four_bit)
+        line = serve_command(vllm_command(), base, adapters, port, four_bit=four_bit)
         with open(log, "wb") as file:
             self._server = _start(line, {"VLLM_API_KEY": key}, file)
         self._client = httpx.Client(

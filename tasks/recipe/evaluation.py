@@ -41,8 +41,9 @@ class Suite(Part):
     kind: Kind | None = None
     """Kind of the held-out conversations that are its items; null: its items are in data."""
     data: str | None = None
-    """A benchmark's file, folder or glob (BFCL, GSM8K, IFEval, MMLU), its place on a hub (hf://openai/gsm8k?subset=main
-    &split=test) or its name (gsm8k, mmlu, ifeval), or gym://task?size=&seed=; null: held-out conversations."""
+    """A benchmark's file, folder or glob (BFCL, GSM8K, IFEval, MMLU), its place on a hub (such as
+    hf://openai/gsm8k?subset=main&split=test) or its name (gsm8k, mmlu, ifeval), or
+    gym://task?size=&seed=; null: held-out conversations."""
     role: Role
     """target: must be better; guard: must not be worse than its margin."""
     mode: Mode = "direct"
