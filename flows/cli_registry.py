@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from flows.command import JsonOption, RecipeArgument, SetOption, answers, load, 
 
 if TYPE_CHECKING:
     from tasks.recipe import Recipe
-    from tasks.registry import Candidate, Version
+    from tasks.registry import Candidate, Move, Version
 
 app = typer.Typer()
 
@@ -120,6 +121,7 @@ def promote(recipe: RecipeArgument, version: VersionArgument, why: WhyOption, as
     from tasks.register import promote as move_champion
 
     moved = move_champion(found, override=why)
+    _tell_prefect(found.model, moved)
     return moved.model_dump(mode="json"), lambda: print(f"version {version}: {moved.outcome}")
 
 
@@ -128,7 +130,8 @@ def promote(recipe: RecipeArgument, version: VersionArgument, why: WhyOption, as
 def rollback(
     recipe: RecipeArgument,
     to: Annotated[
-        int | None, typer.Option(help="Version to go back to; the previous champion where not given.")
+        int | None,
+        typer.Option(help="Version to go back to; the champion before where not given."),
     ] = None,
     why: WhyOption = "",
     as_json: JsonOption = False,
@@ -139,6 +142,7 @@ def rollback(
     from tasks.register import rollback as move_back
 
     moved = move_back(loaded.registered_model, to=to, why=why)
+    _tell_prefect(loaded.registered_model, moved)
     return moved.model_dump(mode="json"), lambda: print(f"version {moved.to}: {moved.outcome}")
 
 
@@ -289,6 +293,35 @@ def prune(
         print(f"{done.kept_versions} versions and {done.kept_outputs} outputs stay")
 
     return {"removed": for_real, "size": done.size, **done.model_dump(mode="json")}, say
+
+
+def _tell_prefect(model: str, moved: Move) -> None:
+    """Tell the Prefect server of a move that a person made here, as a night tells it, for whoever waits for it."""
+    from flows.services import is_up
+
+    running = is_up()
+    if not moved.moved or ("PREFECT_API_URL" not in os.environ and running is None):
+        return
+    import logging
+    from datetime import UTC, datetime
+    from uuid import uuid4
+
+    from flows.server import Server
+    from tasks.errors import NightowlError
+
+    event = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": f"nightowl.{moved.kind}",
+        "resource": {"prefect.resource.id": f"nightowl.champion.{model}"},
+        "payload": moved.model_dump(mode="json"),
+    }
+    if running:
+        os.environ.setdefault("PREFECT_API_URL", running["prefect"])
+    try:
+        Server.of_environment().send("POST", "/events", [event])
+    except NightowlError as trouble:  # the champion has moved, and the journal has it
+        logging.getLogger(__name__).warning("Prefect was not told of the move: %s", trouble)
 
 
 def _version(recipe: str, version: str) -> Version:

@@ -5,6 +5,7 @@ Each check answers ok, warning or error with one sentence that says what to do. 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -81,7 +82,7 @@ def free_memory() -> int:
 
 
 def examine() -> list[Check]:
-    """Look at Python, libraries, home, disk, memory, GPU and the store."""
+    """Look at Python, libraries, home, disk, memory, GPU, the store and the registry."""
     return list(_checks())
 
 
@@ -107,6 +108,7 @@ def _checks() -> Iterator[Check]:
         return
     yield _gpu()
     yield from _store(folder / "store")
+    yield from _registry(folder / "mlflow")
 
 
 def _gpu() -> Check:
@@ -119,7 +121,7 @@ def _gpu() -> Check:
 
 
 def _store(root: Path) -> Iterator[Check]:
-    kinds = sorted(path for path in root.glob("*") if path.is_dir() and path.name != "work")
+    kinds = sorted(path for path in root.glob("*") if path.is_dir() and path.name not in ("work", "latest", "pins"))
     sizes = {path.name: (len(list(path.iterdir())), _size(path)) for path in kinds}
     described = ", ".join(f"{name} {count} ({size / 1e6:.0f} MB)" for name, (count, size) in sizes.items())
     yield Check(name="store", state="ok", detail=described or "empty")
@@ -141,6 +143,29 @@ def _store(root: Path) -> Iterator[Check]:
             state="warning",
             detail=f"{len(left)} outputs ({size:.0f} MB) are being made or were interrupted; the next night goes on",
         )
+
+
+def _registry(embedded: Path) -> Iterator[Check]:
+    """Sizes and orphans of the registry; on a server MLflow does not tell how large artifacts are."""
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (embedded / "mlflow.db").exists():
+        yield Check(name="registry", state="ok", detail="empty")
+        return
+    from tasks import registry
+
+    try:
+        held = registry.holdings()
+        lost = registry.unregistered(time.time())
+    except WorldFailed as error:
+        yield Check(name="registry", state="error", detail=str(error))
+        return
+    told = ", ".join(
+        f"{name} {count} versions (champion: {champion or 'none'})" for name, (count, champion) in held.items()
+    )
+    size = f"; {_size(embedded) / 1e6:.0f} MB" if not os.environ.get("MLFLOW_TRACKING_URI") else ""
+    yield Check(name="registry", state="ok", detail=f"{registry.tracking_uri()}: {told or 'no models'}{size}")
+    if lost:
+        told = f"{len(lost)} adapters were logged and are no version, {lost[-1].model_id} the last"
+        yield Check(name="unregistered", state="warning", detail=f"{told}; `nightowl prune` removes old ones")
 
 
 def _size(folder: Path) -> int:

@@ -90,6 +90,8 @@ def _write(
     if target == "vllm":
         download_adapter(version, folder / "adapter")
         shutil.copyfile(folder / "adapter" / "README.md", folder / "CARD.md")
+        for shown in folder.glob("adapter/*.png"):
+            shutil.copyfile(shown, folder / shown.name)
         write_whole(folder / "serve.sh", serve_script(version, record, store))
         (folder / "serve.sh").chmod(0o755)
         write_whole(folder / "README.md", _readme(version, record, _VLLM.format(model=version.model)))

@@ -61,7 +61,12 @@ def prune(recipe: Recipe, store: Store, for_real: bool = False) -> Pruning:
     policy = recipe.registry
     before = now() - policy.keep_days * _DAY
     kept, dropped = registry.sort_out_versions(recipe, policy.keep_versions, before)
+    if for_real:
+        # One that became champion meanwhile stays, and so does all that it needs: that is looked up afterwards.
+        dropped = [version for version in dropped if registry.remove(version)]
     removals = [Removal(what="version", name=f"{version.model} {version.version}") for version in dropped]
+    unregistered = registry.unregistered(before)
+    removals += [Removal(what="unregistered", name=f"{logged.name} {logged.model_id}") for logged in unregistered]
     gone = {(version.model, version.version) for version in dropped}
     roots = registry.roots(leaving_out=gone)
     manifests = {path.parent.name: path for path in store.root.glob(f"*/*/{MANIFEST}") if path.parts[-3] != "work"}
@@ -72,8 +77,8 @@ def prune(recipe: Recipe, store: Store, for_real: bool = False) -> Pruning:
     leftovers = list(_leftovers(store, before))
     removals += [Removal(what="unfinished", name=f.name, size=_size(f)) for f in leftovers]
     if for_real:
-        for version in dropped:
-            registry.remove(version)
+        for logged in unregistered:
+            registry.remove_unregistered(logged.model_id)
         for folder in unneeded:
             _remove_output(folder, store, before)
         for folder in leftovers:
@@ -138,6 +143,8 @@ def _remove_output(folder: Path, store: Store, before: float) -> None:
     trash = store.root / "work" / f"pruned-{folder.name}"
     trash.parent.mkdir(exist_ok=True)
     with suppress(FileNotFoundError):
+        if (folder / MANIFEST).stat().st_mtime >= before:
+            return
         folder.replace(trash)
         if (trash / MANIFEST).stat().st_mtime >= before:
             trash.replace(folder)

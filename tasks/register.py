@@ -8,8 +8,9 @@ candidate at a time, only what the gate let through, and only while the champion
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def register(
     rows = registry.suite_rows(registry.by_role(scores.values(), verdict), verdict, store)
     night.verdict(verdict)
     judged = _verdict_tags(verdict, rows)
+    picture = store.folder(mixture) / "composition.png"
+    made_of = (recipe, base, adapter, mixture, snapshots, conversations)
+    card = registry.model_card(*made_of, rows, verdict, with_picture=picture.exists())
+    gates, flow_run = registry.gate_pages(conversations, store), night.flow_run
+
+    def page(run: str) -> str:
+        links = registry.story_links(night.experiment_id, night.id, run, gates, flow_run)
+        return registry.version_page(card, links, run)
+
     with registry.answers(), FileLock(_lock(model)):
         registry.ensure_model(mlflow, model, recipe.name)
         version = registry.find(mlflow, model, adapter.address)
@@ -63,16 +73,24 @@ def register(
                 **_lineage_tags(recipe, night, adapter, mixture, snapshots, conversations, base),
                 "nightowl.candidate": candidate,
                 "nightowl.values": registry.compact(dict(values)),
+                **({"nightowl.flow_run": flow_run} if flow_run else {}),
                 **judged,
             }
-            card = registry.model_card(recipe, base, adapter, mixture, snapshots, conversations, rows, verdict)
-            version = _enter(recipe, night, adapter, mixture, snapshots, conversations, base, rows, card, tags, store)
+            version = _enter(night, *made_of, rows, card, page, tags, store)
         else:
-            for key, value in judged.items():
-                mlflow.set_model_version_tag(model, str(version.version), key, value)
+            registry.judge_again(mlflow, version, judged, page(version.run_id))
         if registry.alias_version(mlflow, model, "champion") != version.version:
             mlflow.set_registered_model_alias(model, "challenger", str(version.version))
+        site = registry.site()
+        links = registry.story_links(night.experiment_id, night.id, version.run_id, gates, flow_run, version, site)
+        with tempfile.TemporaryDirectory(dir=home(), prefix="register-") as folder:
+            graph = registry.lineage_graph(base, snapshots, conversations, mixture, adapter, verdict, version, links)
+            (Path(folder) / "lineage.svg").write_text(graph, encoding="utf-8")
+            if picture.exists():
+                shutil.copyfile(picture, Path(folder) / registry.MIXTURE_PICTURE)
+            registry.illustrate(mlflow, version, Path(folder))
     night.tags({f"nightowl.version.{adapter.address}": f"{model}/{version.version}"})
+    night.tell_story(version)
     return version
 
 
@@ -82,22 +100,28 @@ def promote(version: Version, who: str | None = None, why: str | None = None, ov
     `override`: a person's reason to promote what the gate did not let through.
 
     Raises Refused when the gate did not say promote, and when the champion is no longer the one that the version
-    was judged against.
+    was judged against; BadInput for a version that is gone.
     """
     mlflow = registry.client()
     with registry.answers():
-        tags = mlflow.get_model_version(version.model, str(version.version)).tags
+        entry = registry.entry_of(mlflow, version.model, version.version)
+    if entry is None:
+        raise BadInput("VERSION", version.version, f"of {version.model} is gone", "See `nightowl candidates`.")
+    tags = entry.tags
     verdict, against = tags["nightowl.verdict"], tags["nightowl.against"]
     said = f"the gate said {verdict}: {' '.join(json.loads(tags['nightowl.reasons']))}"
 
     def decide(found: int | None, previous: int | None) -> Decision:
         if found == version.version:
             return Decision(None, "already champion")
+        if not _stands(mlflow, version.model, version.version):
+            return Decision(None, "refused: the version is being removed")
         if verdict != "promote" and override is None:
             return Decision(None, f"refused: {said}")
         reigning = BASE
         if found is not None:
-            reigning = mlflow.get_model_version(version.model, str(found)).tags["nightowl.adapter"]
+            # A champion that another tool made, or that somebody made champion by hand, is another one as well.
+            reigning = mlflow.get_model_version(version.model, str(found)).tags.get("nightowl.adapter")
         if reigning != against:
             name = f"version {found}" if found is not None else "none"
             return Decision(None, f"refused: judged against {_name(against)}, but champion is {name} now")
@@ -124,27 +148,54 @@ def decline(version: Version, who: str, why: str) -> Move:
 
 
 def rollback(model: str, to: int | None = None, who: str | None = None, why: str = "") -> Move:
-    """Make an earlier version champion again: `to`, else the alias `previous`.
+    """Make an earlier champion the champion again: `to`, else the one before, and the one before that the next time.
 
-    Raises BadInput when there is no such version or nothing to go back to.
+    Whoever was rolled back from is gone to again only where `to` names it. Raises BadInput when there is no such
+    version or nothing to go back to, Refused for one that was never champion and that the gate did not let through.
     """
     mlflow = registry.client()
     if to is not None and registry.get(model, to) is None:
         raise BadInput("--to", to, f"is no version of {model}", "See `nightowl candidates`.")
 
     def decide(found: int | None, previous: int | None) -> Decision:
-        target = to if to is not None else previous
-        if target is None or found is None:
-            return Decision(None, "refused: there is no previous champion to go back to")
+        journal = registry.moves(mlflow, model)
+        target = to
+        if to is None:
+            target = next((v for v in _back(journal, found, previous) if _stands(mlflow, model, v)), None)
+        if target is None:
+            return Decision(None, "refused: there is no earlier champion to go back to")
         if target == found:
             return Decision(None, "already champion")
-        return Decision(target, f"rolled back from version {found}")
+        verdict = mlflow.get_model_version(model, str(target)).tags.get("nightowl.verdict")
+        ever = {m.found for m in journal} | {m.to for m in journal if m.moved}
+        if verdict != "promote" and target not in ever:
+            return Decision(None, f"refused: it never was champion, and the gate said {verdict}")
+        if not _stands(mlflow, model, target):
+            return Decision(None, "refused: the version is being removed")
+        return Decision(target, f"rolled back from {f'version {found}' if found is not None else 'no champion'}")
 
     done = registry.move(mlflow, model, "rollback", to, decide, who, why)
-    if done.outcome.startswith("refused"):
+    if done.outcome.startswith("refused") and to is None:
         raise BadInput("rollback", model, "has no previous champion", "Name a version with --to.")
+    if done.outcome.startswith("refused"):
+        raise Refused(f"{model} version {to}: {done.outcome}. `nightowl promote` lets a version out with a reason.")
     _announce(model, done)
     return done
+
+
+def _back(journal: Sequence[Move], champion: int | None, previous: int | None) -> list[int]:
+    """Where a rollback may go, the best first; the alias `previous` where the journal knows nothing."""
+    known = registry.earlier_champions(journal, champion)
+    last = next((move for move in reversed(journal) if move.moved), None)
+    if not known and previous is not None and previous != champion and not (last and last.kind == "rollback"):
+        return [previous]
+    return known
+
+
+def _stands(mlflow: Any, model: str, version: int) -> bool:
+    """Whether a version is one of Nightowl's that is there and not about to go."""
+    entry = registry.entry_of(mlflow, model, version)
+    return entry is not None and registry.is_ours(entry)
 
 
 def registered(recipe: Recipe, verdict: Verdict) -> Version | None:
@@ -171,18 +222,20 @@ def champion_adapter(champion: Champion, store: Store) -> Adapter:
 
 
 def _enter(
-    recipe: Recipe,
     night: Night,
+    recipe: Recipe,
+    base: BaseSnapshot,
     adapter: Adapter,
     mixture: TokenisedMixture,
     snapshots: Snapshots,
     conversations: Sequence[Conversations],
-    base: BaseSnapshot,
     rows: Sequence[SuiteRow],
     card: str,
+    page: Callable[[str], str],
     tags: Mapping[str, str],
     store: Store,
 ) -> Version:
+    """`page`: the version's description, by the id of its training run."""
     mlflow = night.mlflow
     run_id = registry.training_run(night, adapter)
     if run_id is None:
@@ -202,7 +255,7 @@ def _enter(
     params = {"base": base.uri, "rank": str(recipe.training.rank), "method": recipe.training.method}
     with tempfile.TemporaryDirectory(dir=home(), prefix="register-") as folder:
         packed, work = Path(folder) / "adapter", Path(folder)
-        registry.pack(adapter, base, card, store, packed)
+        registry.pack(adapter, base, card, store, packed, store.folder(mixture) / "composition.png")
         model_id = registry.log_model(
             mlflow,
             run_id,
@@ -218,9 +271,12 @@ def _enter(
     data = (f"{mixture.recipe}-test", mixture.splits["test"].digest[:36])
     for entry in conversations:
         with registry.answers():
-            mlflow.log_artifacts(run_id, str(store.folder(entry) / "docs"), f"data-gate/{entry.source}")
+            mlflow.log_artifacts(run_id, str(store.folder(entry) / "docs"), f"{registry.GATE}/{entry.source}")
+    if (docs := store.folder(mixture) / "docs").is_dir():
+        with registry.answers():
+            mlflow.log_artifacts(run_id, str(docs), f"{registry.GATE}/mixture")
     registry.log_scores(mlflow, run_id, model_id, registry.score_metrics(rows), adapter.steps, data)
-    version = registry.create(mlflow, recipe.registered_model, run_id, model_id, tags, card, adapter.address)
+    version = registry.create(mlflow, recipe.registered_model, run_id, model_id, tags, page(run_id), adapter.address)
     registry.tell_version(record, version, night.id)
     return version
 
@@ -245,8 +301,6 @@ def _lineage_tags(
     conversations: Sequence[Conversations],
     base: BaseSnapshot,
 ) -> dict[str, str]:
-    with registry.answers():
-        flow_run = night.mlflow.get_run(night.id).data.tags.get("nightowl.flow_run", "")
     findings = {entry.source: {f.rule: f.rows for f in entry.findings if f.rows} for entry in conversations}
     return {
         "nightowl.adapter": adapter.address,
@@ -261,7 +315,6 @@ def _lineage_tags(
         "nightowl.recipe": recipe.name,
         "nightowl.recipe_digest": digest(recipe),
         "nightowl.night": night.id,
-        **({"nightowl.flow_run": flow_run} if flow_run else {}),
         "nightowl.environment": registry.compact(adapter.environment),
         "nightowl.device": adapter.device,
         **registry.code_tags(),

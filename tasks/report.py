@@ -50,7 +50,7 @@ def report(
     """
     by_role = registry.by_role(scores.values(), verdict)
     rows = registry.suite_rows(by_role, verdict, store)
-    links = _links(version, night)
+    links = _links(version, night, conversations, store)
     story = Story(
         recipe=recipe,
         base=base,
@@ -132,20 +132,14 @@ def headline(verdict: Verdict) -> str:
     return f"{verdict.decision}: candidate {verdict.candidate[:12]} against {against}"
 
 
-def _links(version: Version | None, night: Night | None) -> dict[str, str]:
-    site = registry.site()
-    links = {}
-    if night:
-        runs = f"{site}/#/experiments/{night.experiment_id}/runs"
-        links["night"] = f"{runs}/{night.id}"
-        if version:
-            links["candidate"] = f"{runs}/{version.run_id}"
-        with registry.answers():
-            if flow_run := night.mlflow.get_run(night.id).data.tags.get("nightowl.flow_run"):
-                links["flow run"] = flow_run
-    if version:
-        links["version"] = f"{site}/#/models/{version.model}/versions/{version.version}"
-    return links
+def _links(
+    version: Version | None, night: Night | None, conversations: Sequence[Conversations], store: Store
+) -> dict[str, str]:
+    if night is None:
+        return {}
+    gates = registry.gate_pages(conversations, store)
+    run = version.run_id if version else ""
+    return registry.story_links(night.experiment_id, night.id, run, gates, night.flow_run, version, registry.site())
 
 
 def _tell_prefect(recipe: Recipe, rows: Sequence[SuiteRow], verdict: Verdict) -> None:

@@ -183,11 +183,17 @@ class Store:
             return None
         with suppress(OSError):  # a store that may only be read
             os.utime(path / MANIFEST)  # when it was last used, for `nightowl prune`
-        return kind.model_validate_json((path / MANIFEST).read_bytes())
+        try:
+            return kind.model_validate_json((path / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            return None  # pruned at this very moment: it is made again
 
     def all(self, kind: type[M]) -> list[M]:
         """Every output of a kind in the local store, oldest first."""
-        found = [kind.model_validate_json(path.read_bytes()) for path in (self.root / kind.kind).glob(f"*/{MANIFEST}")]
+        found = []
+        for path in (self.root / kind.kind).glob(f"*/{MANIFEST}"):
+            with suppress(FileNotFoundError):  # pruned at this very moment
+                found.append(kind.model_validate_json(path.read_bytes()))
         return sorted(found, key=lambda m: m.made_at)
 
     def latest(self, kind: type[M], line: str) -> M | None:

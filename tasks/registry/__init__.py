@@ -1,10 +1,11 @@
 """Registry: adapters, their lineage and the champion, in MLflow."""
 
 from tasks.registry.bundle import base_reference, pack
-from tasks.registry.card import markdown_table, model_card, score_table
+from tasks.registry.card import MIXTURE_PICTURE, markdown_table, model_card, score_table, version_page
 from tasks.registry.figures import SuiteRow, by_role, items_of, score_metrics, shown, suite_rows
 from tasks.registry.forward import Holders, containing_row, containing_source
-from tasks.registry.journal import Decision, alias_version, ensure_model, move, moves
+from tasks.registry.graph import Rival, lineage_graph
+from tasks.registry.journal import Decision, alias_version, earlier_champions, ensure_model, move, moves
 from tasks.registry.licences import licence_flag, licences, require_licences
 from tasks.registry.lineage import (
     Snapshots,
@@ -16,12 +17,21 @@ from tasks.registry.lineage import (
     source_names,
     source_tags,
 )
+from tasks.registry.links import GATE, gate_pages, story_links
 from tasks.registry.night import Night, Run, nights, training_run
 from tasks.registry.openlineage import tell_version
-from tasks.registry.page import Rival, Story, graph, page
+from tasks.registry.page import Story, graph, page
 from tasks.registry.plots import search_plot
 from tasks.registry.record import Record, libraries, make_record, read_record
-from tasks.registry.retention import remove, roots, sort_out_versions
+from tasks.registry.retention import (
+    Unregistered,
+    holdings,
+    remove,
+    remove_unregistered,
+    roots,
+    sort_out_versions,
+    unregistered,
+)
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
 from tasks.registry.tracking import answers, client, site, tracking_uri
 from tasks.registry.versions import (
@@ -29,8 +39,12 @@ from tasks.registry.versions import (
     champion,
     create,
     download_adapter,
+    entry_of,
     find,
     get,
+    illustrate,
+    is_ours,
+    judge_again,
     lineage_of,
     log_model,
     log_scores,
@@ -40,6 +54,8 @@ from tasks.registry.webhook import post, signature
 
 __all__ = [
     "BASE",
+    "GATE",
+    "MIXTURE_PICTURE",
     "Candidate",
     "Champion",
     "Decision",
@@ -55,6 +71,7 @@ __all__ = [
     "Snapshots",
     "Story",
     "SuiteRow",
+    "Unregistered",
     "Version",
     "alias_version",
     "answers",
@@ -70,14 +87,22 @@ __all__ = [
     "containing_source",
     "create",
     "download_adapter",
+    "earlier_champions",
     "ensure_model",
+    "entry_of",
     "find",
+    "gate_pages",
     "get",
     "graph",
+    "holdings",
+    "illustrate",
+    "is_ours",
     "items_of",
+    "judge_again",
     "libraries",
     "licence_flag",
     "licences",
+    "lineage_graph",
     "lineage_of",
     "log_model",
     "log_scores",
@@ -95,6 +120,7 @@ __all__ = [
     "post",
     "read_record",
     "remove",
+    "remove_unregistered",
     "require_licences",
     "roots",
     "score_metrics",
@@ -106,8 +132,11 @@ __all__ = [
     "sort_out_versions",
     "source_names",
     "source_tags",
+    "story_links",
     "suite_rows",
     "tell_version",
     "tracking_uri",
     "training_run",
+    "unregistered",
+    "version_page",
 ]

@@ -8,7 +8,8 @@ left out); the answer is one assistant message, `{"role", "content", "thinking",
 Decoding is greedy and answers are read as they are when candidates are judged.
 
 The base is looked for in NIGHTOWL_BASE (a folder), in the store of NIGHTOWL_STORE or NIGHTOWL_HOME, and, where it
-came from a hub, there at its pinned commit. Wherever it is found, its files must have the sha256 they had in training.
+came from a hub, there at its pinned commit. Wherever it is found, its files must have the sha256 they had in training,
+and the files of this model those they had when it was registered.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class AdapterModel(PythonModel):
 
         config = context.model_config
         adapter = context.artifacts["adapter"]
+        check_files(Path(adapter).parents[1], config.get("files", {}))
         base = find_base(config["base"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         narrow = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -143,19 +145,32 @@ def find_base(base: dict[str, Any]) -> str:
     )
 
 
+def check_files(model: Path, files: dict[str, str]) -> None:
+    """Raise RuntimeError unless every file of the registered model is, byte for byte, the one that was registered."""
+    for name, expected in files.items():
+        path = model / name
+        if not path.is_file():
+            raise RuntimeError(f"Damaged model: {path} is missing.")
+        if (found := _sha256(path)) != expected:
+            raise RuntimeError(f"Damaged model: {path} has sha256 {found}, and {expected} when it was registered.")
+
+
 def check_base(folder: Path, base: dict[str, Any]) -> None:
     """Raise RuntimeError unless every weights and config file is, byte for byte, the one that was trained on."""
     for name, expected in base["files"].items():
         path = folder / name
         if not path.is_file():
             raise RuntimeError(f"Wrong base model: {path} is missing; the adapter was trained on {base['uri']}.")
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
+        if (found := _sha256(path)) != expected:
             raise RuntimeError(
                 f"Wrong base model: {path} has sha256 {found}, not {expected}. The adapter was trained on "
                 f"{base['uri']} at {base['revision']} and is worth nothing on another."
             )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _places(base: dict[str, Any]) -> list[str]:

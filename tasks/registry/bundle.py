@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import BadInput, WorldFailed
+from tasks.registry.card import MIXTURE_PICTURE
 from tasks.sources import BaseSnapshot
 from tasks.store import Store, file_digest
 from tasks.training import Adapter
@@ -20,8 +21,10 @@ WEIGHTS = "adapter_model.safetensors"
 _PLAIN = {".json", ".jinja", ".txt", ".model", ".md"}
 
 
-def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: Path) -> int:
+def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: Path, picture: Path) -> int:
     """Copy what may be registered of an adapter into `target`; returns its size in bytes.
+
+    `picture`: of the mixture, shown by the card; left out where there is none.
 
     Raises BadInput for a file that may not be registered and weights that are not an adapter's, WorldFailed for
     files that are not, byte for byte, what training left.
@@ -45,6 +48,8 @@ def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: 
     check_weights(target / WEIGHTS)
     _name_the_base(target / "adapter_config.json", base)
     (target / "README.md").write_text(card, encoding="utf-8")
+    if picture.exists():
+        shutil.copyfile(picture, target / MIXTURE_PICTURE)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
 

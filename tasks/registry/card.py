@@ -13,8 +13,12 @@ from tasks.recipe import Recipe
 from tasks.registry.figures import SuiteRow, difference_shown, is_share, shown
 from tasks.registry.licences import BASE_MODEL, licence_flag, licences
 from tasks.registry.lineage import Snapshots, pinned, source_names
+from tasks.registry.links import markdown_links, picture
 from tasks.sources import BaseSnapshot
 from tasks.training import Adapter
+
+MIXTURE_PICTURE = "mixture.png"
+_LONGEST_DESCRIPTION = 5000  # characters, MLflow's bound
 
 
 def cell(text: object) -> str:
@@ -61,23 +65,26 @@ def model_card(
     conversations: Sequence[Conversations],
     rows: Sequence[SuiteRow],
     verdict: Verdict,
+    with_picture: bool = False,
 ) -> str:
-    """The card of one adapter. Licences are carried along; those that are missing or non-commercial are flagged."""
+    """The card of one adapter. Licences are carried along; those that are missing or non-commercial are flagged.
+
+    `with_picture`: the mixture's picture lies beside it, as MIXTURE_PICTURE.
+    """
     named = source_names(snapshots, conversations)
     licence_of = licences(recipe, base, named)
     gated = {entry.source: entry for entry in conversations}
     sources = []
-    for name, snapshot in named.items():
+    for name in named:
         part, gate = mixture.shares.get(name), gated.get(name)
         sources.append(
             {
                 "source": name,
-                "from": pinned(snapshot.uri, snapshot.revision),
+                "licence": _licence(licence_of[name]),
                 "rows used": part.rows if part else 0,
                 "set aside": sum(gate.set_aside.values()) if gate else "–",
                 "share asked": shown(part.asked, "share") if part else "–",
-                "share reached": shown(part.reached, "share") if part else "–",
-                "licence": _licence(licence_of[name]),
+                "reached": shown(part.reached, "share") if part else "–",
             }
         )
     training = recipe.training
@@ -96,14 +103,16 @@ def model_card(
         "weights and works on that base only: the base's files are checked by sha256 as it is loaded.",
         "## Scores",
         f"Against {against}, paired by item, at {100 * recipe.gate.confidence:g} % confidence. Differences are signed "
-        "so that positive is better. Greedy decoding.",
-        markdown_table(score_table(rows)),
+        "so that positive is better. Greedy decoding; the candidate's own interval is of 95 %.",
+        markdown_table(_with_intervals(rows)),
         f"**Verdict: {verdict.decision}.** " + " ".join(_sentence(reason) for reason in verdict.reasons),
         "## Data",
         f"{train.rows} conversations, {train.tokens} tokens, {train.supervised_tokens} of them supervised; shares are "
         f"of {mixture.measure.replace('_', ' ')}. "
         f"{mixture.splits['test'].rows} held out by prompt. Mixture `{mixture.short}`.",
         markdown_table(sources),
+        "\n".join(f"- {name}: `{pinned(snapshot.uri, snapshot.revision)}`" for name, snapshot in named.items()),
+        *([f"![What the mixture is made of]({MIXTURE_PICTURE})"] if with_picture else []),
         "## Method",
         f"{training.method} with {training.backend}: rank {training.rank}, alpha {training.alpha}, learning rate "
         f"{training.learning_rate:g} ({training.schedule}), {adapter.steps} steps of {training.batch_size} "
@@ -116,6 +125,30 @@ def model_card(
         *_flags(licence_of),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def version_page(card: str, links: Mapping[str, str], run: str) -> str:
+    """The card as the description of a version in MLflow: links and the lineage graph first, pictures of the run."""
+    # The front matter is for hubs; MLflow would show it as text.
+    text = card.partition("\n---\n")[2].lstrip() if card.startswith("---\n") else card
+    text = text.replace(f"]({MIXTURE_PICTURE})", f"]({picture(run, MIXTURE_PICTURE)})")
+    title, _, rest = text.partition("\n\n")
+    head = f"{title}\n\n{markdown_links(links)}\n\n![Lineage]({picture(run, 'lineage.svg')})\n\n"
+    if len(head) + len(rest) > _LONGEST_DESCRIPTION:
+        tail = "\n\n… in full: README.md of the adapter."
+        rest = rest[: max(0, _LONGEST_DESCRIPTION - len(head) - len(tail))].rpartition("\n")[0] + tail
+    return (head + rest)[:_LONGEST_DESCRIPTION]
+
+
+def _with_intervals(rows: Sequence[SuiteRow]) -> list[dict[str, object]]:
+    """The table of scores, the candidate's with its 95 % interval."""
+    table = score_table(rows)
+    for row, entry in zip(rows, table, strict=True):
+        low, high = (
+            shown(x, row.unit).removesuffix(" %") for x in (row.means["candidate"].low, row.means["candidate"].high)
+        )
+        entry["candidate"] = f"{entry['candidate']} ({low} to {high})"
+    return table
 
 
 def _licence(licence: str | None) -> str:

@@ -16,7 +16,7 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from tasks.store import home
 JOURNAL_TAG = "nightowl.journal"
 PATIENCE = 30.0  # seconds that another host's claim is left alone before its owner counts as dead
 _POLL = 0.2  # seconds
+_LONGEST = 5900  # characters of an entry; MLflow keeps 6000
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def alias_version(mlflow: Any, model: str, alias: str) -> int | None:
 def move(
     mlflow: Any,
     model: str,
-    kind: Literal["promote", "rollback"],
+    kind: Literal["promote", "rollback", "prune"],
     wanted: int | None,
     decide: Callable[[int | None, int | None], Decision],
     who: str | None,
@@ -102,7 +103,7 @@ def move(
             "kind": kind,
             "wanted": wanted,
             "who": who or f"{getpass.getuser()}@{socket.gethostname()}",
-            "why": why[:2000],
+            "why": why,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         number = _claim(mlflow, model, journal, owner)
@@ -154,6 +155,26 @@ def _read(number: int, claim: dict[str, Any], plan: dict[str, Any], done: dict[s
         why=claim["why"],
         at=claim["at"],
     )
+
+
+def earlier_champions(journal: Sequence[Move], champion: int | None) -> list[int]:
+    """Champions before this one, the latest first, for a rollback to go to; who was rolled back from is none of them.
+
+    `champion`: the alias today, which somebody may have moved by hand since the last entry.
+    """
+    line: list[int] = []
+    for entry in (move for move in journal if move.moved):
+        if entry.found is not None and line[-1:] != [entry.found]:
+            line = _onto(line, entry.found)
+        line = _onto(line[:-1], entry.to) if entry.kind == "rollback" else [*line, entry.to]
+    if champion is not None:
+        line = _onto(line, champion)[:-1]
+    return [version for version in dict.fromkeys(reversed(line)) if version != champion]
+
+
+def _onto(line: list[int], version: int) -> list[int]:
+    """A line of champions cut back to the latest time that a version was in it, or with it at the end."""
+    return line[: len(line) - line[::-1].index(version)] if version in line else [*line, version]
 
 
 def _set_aliases(mlflow: Any, model: str, to: int, found: int | None) -> None:
@@ -214,12 +235,20 @@ def _write_once(mlflow: Any, journal: str, key: str, value: dict[str, Any]) -> b
     from mlflow.exceptions import MlflowException
 
     try:
-        mlflow.log_param(journal, key, json.dumps(value, ensure_ascii=False))
+        mlflow.log_param(journal, key, _fitting(value))
     except MlflowException as error:
         if error_code(error) == "INVALID_PARAMETER_VALUE" and key in mlflow.get_run(journal).data.params:
             return False
         raise
     return True
+
+
+def _fitting(value: dict[str, Any]) -> str:
+    """An entry as JSON that a parameter holds whole: MLflow cuts longer ones, and half an object cannot be read."""
+    while len(text := json.dumps(value, ensure_ascii=False)) > _LONGEST:
+        key = max((name for name, said in value.items() if isinstance(said, str)), key=lambda name: len(value[name]))
+        value = {**value, key: f"{value[key][: len(value[key]) // 2]}…"}
+    return text
 
 
 def _entries(mlflow: Any, journal: str) -> dict[int, dict[str, Any]]:

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tasks.store import digest, file_digest
 Snapshots = Sequence[Snapshot] | Mapping[str, Snapshot]
 _ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES_TAG = "nightowl.sources"
+_LONGEST_TAG = 7900  # characters; MLflow cuts a run's at 8000 without a word
+_MOST_FILES = 1000  # of a source, named with their sha256 in its data set; the record of a version has them all
 _DIGEST = 36  # characters of a data set's digest that MLflow keeps
 
 
@@ -81,13 +84,30 @@ def source_names(snapshots: Snapshots, conversations: Sequence[Conversations]) -
 def source_tags(snapshots: Snapshots, conversations: Sequence[Conversations]) -> dict[str, str]:
     """What a version and a run say of their sources: a line a source, its name and where it is pinned."""
     named = source_names(snapshots, conversations)
-    return {SOURCES_TAG: "\n".join(f"{name} {pinned(s.uri, s.revision)}" for name, s in sorted(named.items()))}
+    parts = [""]
+    for line in (f"{name} {pinned(s.uri, s.revision)}\n" for name, s in sorted(named.items())):
+        if len(parts[-1]) + len(line) > _LONGEST_TAG:
+            parts.append("")
+        parts[-1] += line
+    return {f"{SOURCES_TAG}.{n}" if n else SOURCES_TAG: part.rstrip("\n") for n, part in enumerate(parts)}
+
+
+def sources_said(tags: Mapping[str, str]) -> str:
+    """What the tags of a version or a run say of its sources, a line a source; many sources fill several tags."""
+    parts = [tags.get(SOURCES_TAG, "")]
+    while (key := f"{SOURCES_TAG}.{len(parts)}") in tags:
+        parts.append(tags[key])
+    return "\n".join(parts)
 
 
 def mixture_tags(mixture: TokenisedMixture) -> dict[str, str]:
     """What a version says of its mixture."""
     splits = {f"nightowl.mixture.{name}": split.digest for name, split in mixture.splits.items()}
-    return {"nightowl.mixture": mixture.address, **splits}
+    sizes = {
+        name: split.model_dump(include={"rows", "tokens", "supervised_tokens"})
+        for name, split in mixture.splits.items()
+    }
+    return {"nightowl.mixture": mixture.address, **splits, "nightowl.splits": compact(sizes)}
 
 
 def dataset_inputs(
@@ -114,6 +134,7 @@ def _source_input(name: str, snapshot: Snapshot) -> Any:
         "requested": snapshot.requested,
         "sha256": content,
         "files": len(snapshot.files),
+        "sha256_by_file": dict(islice(sorted(snapshot.files.items()), _MOST_FILES)),
         "address": snapshot.address,
     }
     tags = {"uri": snapshot.uri, "revision": snapshot.revision, "sha256": content}

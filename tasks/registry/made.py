@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from tasks.registry.lineage import SOURCES_TAG
+from tasks.registry.lineage import SOURCES_TAG, sources_said
 from tasks.registry.tracking import RECIPE_TAG, pages, tracking_uri
 from tasks.store import digest, home, write_whole
 
@@ -72,7 +72,7 @@ def _versions(mlflow: Any, known: dict[tuple[str, ...], Made]) -> Iterator[Made]
             yield Made(
                 run=entry.run_id or "",
                 at=entry.creation_timestamp,
-                sources=entry.tags.get(SOURCES_TAG, ""),
+                sources=sources_said(entry.tags),
                 mixture=entry.tags["nightowl.mixture"],
                 adapter=entry.tags["nightowl.adapter"],
                 base=entry.tags["nightowl.base"],
@@ -96,7 +96,7 @@ def _runs(mlflow: Any, known: dict[tuple[str, ...], Made]) -> Iterator[Made]:
         yield Made(
             run=run.info.run_id,
             at=run.info.start_time,
-            sources=tags[SOURCES_TAG],
+            sources=sources_said(tags),
             mixture=tags["nightowl.mixture"],
             adapter=tags.get("nightowl.adapter"),
         )

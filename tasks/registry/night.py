@@ -30,8 +30,9 @@ from tasks.evaluation import Verdict
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Setting
 from tasks.registry import lineage, openlineage
+from tasks.registry.links import picture
 from tasks.registry.process import alive, this_machine, this_process
-from tasks.registry.schema import BASE, NightOutcome, NightRecord
+from tasks.registry.schema import BASE, NightOutcome, NightRecord, Version
 from tasks.registry.tracking import RECIPE_TAG, answers, client, experiment, pages
 from tasks.registry.writer import MetricWriter
 from tasks.store import Manifest, digest
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 30.0  # seconds between signs of life
 SILENCE = timedelta(minutes=10)  # after which a night on another machine counts as dead
+STORY_TAG = "nightowl.story"
 _LONGEST_TAG = 7900  # characters; MLflow cuts at 8000 without a word
 _LONGEST_PARAM = 6000
 _OPEN: set[str] = set()  # nights of this very process that are not finished
@@ -137,10 +139,10 @@ class Run:
                 {"nightowl.environment": lineage.compact(manifest.environment), "nightowl.device": manifest.device}
             )
 
-    def _end(self, status: str, reason: str | None = None) -> None:
+    def _end(self, status: str, reason: str | None = None, story: str = "") -> None:
         tags = {"nightowl.ended": _now().isoformat(timespec="seconds")}
         if reason:
-            tags |= {"nightowl.reason": reason, "mlflow.note.content": reason}
+            tags |= {"nightowl.reason": reason, "mlflow.note.content": f"{reason[:5000]}\n\n{story}".strip()}
         try:
             self._writer.flush()
         finally:
@@ -228,6 +230,12 @@ class Night(Run):
             raise
         stage._end("FINISHED")
 
+    @property
+    def flow_run(self) -> str:
+        """URL of the flow run in Prefect; empty where there is none."""
+        with answers():
+            return str(self.mlflow.get_run(self.id).data.tags.get("nightowl.flow_run", ""))
+
     def children(self) -> list[Any]:
         """The stages' runs, oldest first."""
         query = f"tags.`mlflow.parentRunId` = '{self.id}'"
@@ -241,6 +249,11 @@ class Night(Run):
             self.metrics({f"{c.suite}/{name}": getattr(c, name) for name in ("candidate", "reference", "difference")})
         self._writer.flush()
 
+    def tell_story(self, version: Version) -> None:
+        """Show a version and its lineage on the night's page, once the night has ended."""
+        page = f"[{version.model} version {version.version}](#/models/{version.model}/versions/{version.version})"
+        self.tags({STORY_TAG: f"{page}\n\n![Lineage]({picture(version.run_id, 'lineage.svg')})"})
+
     def finish(self, outcome: NightOutcome, reason: str) -> None:
         """Close the night. A night that was refused or failed is FAILED in MLflow, every other one FINISHED."""
         self._stopped.set()
@@ -249,7 +262,9 @@ class Night(Run):
         self.tags({"nightowl.outcome": outcome})
         failed = outcome in ("refused", "failed")
         openlineage.tell_night(self.recipe, self.id, "FAIL" if failed else "COMPLETE", reason)
-        self._end("FAILED" if failed else "FINISHED", reason)
+        with answers():
+            story = self.mlflow.get_run(self.id).data.tags.get(STORY_TAG, "")
+        self._end("FAILED" if failed else "FINISHED", reason, story)
 
     def __enter__(self) -> Self:
         return self

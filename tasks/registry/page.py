@@ -17,7 +17,7 @@ from tasks.recipe import Recipe
 from tasks.registry import plots
 from tasks.registry.card import score_table
 from tasks.registry.figures import SuiteRow, items_of
-from tasks.registry.graph import Node, lineage_svg
+from tasks.registry.graph import Rival, lineage_graph
 from tasks.registry.lineage import Snapshots, code_tags, pinned, source_names
 from tasks.registry.schema import Version
 from tasks.sources import BaseSnapshot
@@ -29,19 +29,12 @@ _LONGEST = 600  # characters of a prompt or an answer that are shown
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Another candidate of the same night."""
-
-    name: str
-    adapter: Adapter
-    mixture: TokenisedMixture
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
 class Story:
-    """All that a report tells of. `links`: URLs by node of the graph (night, candidate, champion, flow run);
-    `changes`: of the sources since the last night that passed; `rivals`: the night's other candidates."""
+    """All that a report tells of.
+
+    `links`: as `story_links` names them; `changes`: of the sources since the last night that passed; `rivals`: the
+    night's other candidates.
+    """
 
     recipe: Recipe
     base: BaseSnapshot
@@ -178,70 +171,18 @@ def lineage_rows(story: Story) -> list[tuple[str, str]]:
 
 
 def graph(story: Story) -> str:
-    """The lineage graph: sources, mixture and base, candidate, verdict and what it is now."""
-    named = source_names(story.snapshots, story.conversations)
-    links = story.links
-    nodes = [
-        Node(
-            f"source {name}",
-            "source",
-            name,
-            pinned(s.uri, s.revision).partition("://")[2],
-            0,
-            href=_web(s.uri, s.revision),
-        )
-        for name, s in named.items()
-    ]
-    train = story.mixture.splits["train"]
-    sources = tuple(node.id for node in nodes)
-    verdict = story.verdict
-    mark = {"promote": "good", "keep": "quiet"}.get(verdict.decision, "quiet")
-    against = f"adapter {verdict.champion[:12]}" if verdict.champion else "the base model"
-    nodes += [
-        Node("mixture", "mixture", f"{train.rows} conversations", story.mixture.short, 1, sources, links.get("night")),
-        Node(
-            "base",
-            "base model",
-            story.base.uri.rpartition("/")[2],
-            story.base.revision,
-            1,
-            (),
-            _web(story.base.uri, story.base.revision),
-        ),
-        Node(
-            "candidate",
-            "candidate",
-            f"adapter {story.adapter.short}",
-            f"{story.adapter.steps} steps, loss {story.adapter.loss:.3f}",
-            2,
-            ("mixture", "base"),
-            links.get("candidate"),
-        ),
-        Node(
-            "verdict", "verdict", verdict.decision, f"against {against}", 3, ("candidate",), links.get("flow run"), mark
-        ),
-    ]
-    nodes += _rivals(story, sources)
-    if story.version:
-        kind = "champion" if verdict.decision == "promote" else "challenger"
-        title = f"{story.version.model} {story.version.version}"
-        nodes.append(Node("version", kind, title, verdict.short, 4, ("verdict",), links.get("version"), mark))
-    return lineage_svg(nodes)
-
-
-def _rivals(story: Story, sources: tuple[str, ...]) -> list[Node]:
-    """The night's other candidates, each on the mixture that it was trained on."""
-    mixtures = {rival.mixture.address: rival.mixture for rival in story.rivals}
-    mixtures.pop(story.mixture.address, None)
-    nodes = [
-        Node(address, "mixture", f"{mixture.splits['train'].rows} conversations", mixture.short, 1, sources)
-        for address, mixture in mixtures.items()
-    ]
-    for rival in story.rivals:
-        mixture = rival.mixture.address if rival.mixture.address in mixtures else "mixture"
-        note = f"{rival.verdict.decision}, loss {rival.adapter.loss:.3f}"
-        nodes.append(Node(rival.name, rival.name, f"adapter {rival.adapter.short}", note, 2, (mixture, "base")))
-    return nodes
+    """The lineage graph of a story."""
+    return lineage_graph(
+        story.base,
+        story.snapshots,
+        story.conversations,
+        story.mixture,
+        story.adapter,
+        story.verdict,
+        story.version,
+        story.links,
+        story.rivals,
+    )
 
 
 def _subtitle(story: Story) -> str:
@@ -271,16 +212,6 @@ def _conserved(entry: Conversations) -> str:
     changed = f" ({changed_rows(entry)})" if entry.changed else ""
     rows = f"{entry.rows_in} rows in, {entry.rows_out} out{changed}, {aside} set aside"
     return f"{entry.source}: {rows}. {trained_turns(entry)}"
-
-
-def _web(uri: str, revision: str) -> str | None:
-    scheme, _, rest = uri.partition("://")
-    name = rest.partition("@")[0].partition("?")[0]
-    if scheme == "hf":
-        return f"https://huggingface.co/datasets/{name}/tree/{revision}"
-    if scheme == "modelscope":
-        return f"https://modelscope.cn/datasets/{name}"
-    return None
 
 
 def _inline(png: bytes) -> str:

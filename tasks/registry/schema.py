@@ -72,7 +72,7 @@ class Candidate(BaseModel):
 
 
 class Move(BaseModel):
-    """One attempt to move the champion alias; every attempt is kept, with how it ended.
+    """One attempt to move the champion alias, or to prune a version; every attempt is kept, with how it ended.
 
     `found` and `to` are version numbers (None: no champion); `at`: UTC, ISO 8601.
     """
@@ -80,7 +80,7 @@ class Move(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
-    kind: Literal["promote", "rollback"]
+    kind: Literal["promote", "rollback", "prune"]
     to: int
     found: int | None
     outcome: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
@@ -12,18 +13,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tasks.conversations import carry_reader
-from tasks.errors import WorldFailed
+from tasks.errors import BadInput, WorldFailed
 from tasks.recipe import Recipe
 from tasks.registry.journal import alias_version
+from tasks.registry.links import LINEAGE
 from tasks.registry.record import RECORD, Record
 from tasks.registry.schema import Candidate, Champion, Version
 from tasks.registry.tracking import answers, client, download, error_code, pages
-from tasks.store import write_whole
+from tasks.store import file_digest, write_whole
 
 _MODEL_FILE = Path(__file__).with_name("adapter_model.py")
 _NEEDS = ("mlflow", "torch", "transformers", "peft", "safetensors", "accelerate", "bitsandbytes")
-_LONGEST_DESCRIPTION = 5000  # characters, MLflow's bound
+REMOVED_TAG = "nightowl.removed"
 
 
 def log_model(
@@ -51,6 +55,9 @@ def log_model(
     )
     try:
         reader = carry_reader(work)
+        text = record.model_dump_json(indent=1)
+        files = {RECORD: hashlib.sha256(text.encode()).hexdigest(), _MODEL_FILE.name: file_digest(_MODEL_FILE)}
+        files |= _digests(packed, "artifacts/adapter") | _digests(reader, f"code/{reader.name}")
         with warnings.catch_warnings():
             # Messages and tool schemas are open JSON: that MLflow can't check their types is as it should be.
             warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
@@ -59,11 +66,11 @@ def log_model(
                 mlflow_model=Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id),
                 python_model=str(_MODEL_FILE),
                 artifacts={"adapter": str(packed)},
-                model_config={**config, "reader": reader.name},
+                model_config={**config, "reader": reader.name, "files": files},
                 code_paths=[str(reader)],
                 pip_requirements=[f"{package}=={metadata.version(package)}" for package in _NEEDS],
             )
-        write_whole(work / "model" / RECORD, record.model_dump_json(indent=1))
+        write_whole(work / "model" / RECORD, text)
         mlflow.log_model_artifacts(model.model_id, str(work / "model"))
     except BaseException:
         mlflow.finalize_logged_model(model.model_id, "FAILED")
@@ -90,48 +97,93 @@ def create(
     mlflow: Any, model: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str, adapter: str
 ) -> Version:
     """Register a logged model as the next version; its tags come with it in the same transaction."""
-    # The card's front matter is for hubs; MLflow would show it as text.
-    if description.startswith("---\n"):
-        description = description.partition("\n---\n")[2].lstrip()
-    if len(description) > _LONGEST_DESCRIPTION:
-        tail = "\n\n… in full: README.md of the adapter."
-        description = description[: _LONGEST_DESCRIPTION - len(tail)] + tail
     made = mlflow.create_model_version(
         model, f"models:/{model_id}", run_id, tags=dict(tags), description=description, model_id=model_id
     )
     link = json.dumps([{"name": model, "version": str(made.version)}])
-    mlflow.set_logged_model_tags(model_id, {"mlflow.modelVersions": link, **_for_logged_model(tags)})
+    told = {**_for_logged_model(tags), "mlflow.note.content": description}
+    mlflow.set_logged_model_tags(model_id, {"mlflow.modelVersions": link, **told})
     return Version(model=model, version=int(made.version), adapter=adapter, run_id=run_id, model_id=model_id)
 
 
+def judge_again(mlflow: Any, version: Version, tags: Mapping[str, str], description: str) -> None:
+    """Put a new verdict on a version that is registered already."""
+    for key, value in tags.items():
+        mlflow.set_model_version_tag(version.model, str(version.version), key, value)
+    mlflow.update_model_version(version.model, str(version.version), description=description)
+    told = {**_for_logged_model(tags), "mlflow.note.content": description}
+    mlflow.set_logged_model_tags(version.model_id, told)
+
+
+def illustrate(mlflow: Any, version: Version, pictures: Path) -> None:
+    """Put the pictures of a folder beside the training run and the version."""
+    mlflow.log_artifacts(version.run_id, str(pictures), LINEAGE)
+    mlflow.log_model_artifacts(version.model_id, str(pictures))
+
+
 def download_adapter(version: Version, target: Path) -> None:
-    """The folder that was registered, into `target`; raises WorldFailed when MLflow or its artifact store fails."""
+    """The folder that was registered, into `target`.
+
+    Raises WorldFailed when MLflow or its artifact store fails, and for files that are not, byte for byte, those that
+    were registered.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adapter-") as folder:
-        got = download(f"{version.uri}/artifacts/adapter", Path(folder))
-        if got is None:
+        got = download(version.uri, Path(folder))
+        if got is None or not (got / "artifacts" / "adapter").is_dir():
             raise WorldFailed(version.uri, "has lost its artifacts", "See MLflow's artifact store.")
-        got.replace(target)
+        model = yaml.safe_load((got / "MLmodel").read_text(encoding="utf-8"))
+        registered = model["flavors"]["python_function"]["config"].get("files", {})
+        for name, expected in registered.items():
+            if not (got / name).is_file() or file_digest(got / name) != expected:
+                raise WorldFailed(
+                    f"{version.uri}/{name}",
+                    "is not the file that was registered",
+                    "Restore MLflow's artifact store from a backup, or train the adapter again: `nightowl reproduce`.",
+                )
+        (got / "artifacts" / "adapter").replace(target)
+
+
+def _digests(folder: Path, prefix: str) -> dict[str, str]:
+    """sha256 of a folder's files, by where they are in the logged model."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {f"{prefix}/{path.relative_to(folder).as_posix()}": file_digest(path) for path in files}
 
 
 def find(mlflow: Any, model: str, adapter: str) -> Version | None:
-    """The version that holds an adapter, by the adapter's address."""
+    """The version that holds an adapter, by the adapter's address; one that is being removed counts no more."""
     query = f"name = '{model}' and tags.`nightowl.adapter` = '{adapter}'"
-    found = mlflow.search_model_versions(query, max_results=1)
-    return as_version(found[0]) if found else None
+    found = pages(mlflow.search_model_versions, filter_string=query)
+    return next((as_version(entry) for entry in found if is_ours(entry)), None)
 
 
 def get(model: str, version: int) -> Version | None:
-    """A version by its number, or None where there is none."""
+    """A version by its number, or None where there is none.
+
+    Raises BadInput for one that another tool made in this model.
+    """
+    with answers():
+        entry = entry_of(client(), model, version)
+    if entry is not None and not is_ours(entry):
+        way_out = "It is left alone; `nightowl candidates` lists those that Nightowl made."
+        raise BadInput("VERSION", version, f"of {model} is none that Nightowl made, or is being removed", way_out)
+    return as_version(entry) if entry else None
+
+
+def entry_of(mlflow: Any, model: str, version: int) -> Any | None:
+    """MLflow's own record of a version, whoever made it; None where there is none."""
     from mlflow.exceptions import MlflowException
 
-    mlflow = client()
-    with answers():
-        try:
-            return as_version(mlflow.get_model_version(model, str(version)))
-        except MlflowException as error:
-            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+    try:
+        return mlflow.get_model_version(model, str(version))
+    except MlflowException as error:
+        if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def is_ours(entry: Any) -> bool:
+    """Whether a version is an adapter that Nightowl registered and has not begun to remove."""
+    return "nightowl.adapter" in entry.tags and REMOVED_TAG not in entry.tags
 
 
 def named(model: str, name: str) -> Version | None:
@@ -157,7 +209,8 @@ def as_version(entry: Any) -> Version:
 def champion(recipe: Recipe) -> Champion | None:
     """Who is champion of the recipe's registered model; None before the first promotion.
 
-    Raises WorldFailed when MLflow does not answer.
+    Raises BadInput for a champion that is no adapter of Nightowl's (somebody moved the alias by hand), WorldFailed
+    when MLflow does not answer.
     """
     mlflow = client()
     with answers():
@@ -165,6 +218,13 @@ def champion(recipe: Recipe) -> Champion | None:
         if number is None:
             return None
         entry = mlflow.get_model_version(recipe.registered_model, str(number))
+    if not is_ours(entry):
+        raise BadInput(
+            f"champion of {entry.name}",
+            number,
+            "is a version that Nightowl did not make, so no candidate can be judged against it",
+            "Go back to one of its own with `nightowl rollback`, or name another registry.model in the recipe.",
+        )
     return Champion(
         model=entry.name,
         version=number,
@@ -175,11 +235,11 @@ def champion(recipe: Recipe) -> Champion | None:
 
 
 def candidates(recipe: Recipe) -> list[Candidate]:
-    """Every registered version of the recipe's model, newest first."""
+    """Every version of the recipe's model that Nightowl registered, newest first."""
     mlflow = client()
     with answers():
         query = f"name = '{recipe.registered_model}'"
-        entries = list(pages(mlflow.search_model_versions, filter_string=query))
+        entries = [entry for entry in pages(mlflow.search_model_versions, filter_string=query) if is_ours(entry)]
         aliases: dict[int, list[str]] = {}
         if entries:
             for alias, number in mlflow.get_registered_model(recipe.registered_model).aliases.items():

@@ -20,7 +20,7 @@ import pytest
 
 from tasks import registry
 from tasks.conversations import Renderer, carry_reader
-from tasks.errors import BadInput
+from tasks.errors import BadInput, WorldFailed
 from tasks.evaluation.generation import Network
 from tasks.registry import Version
 from tasks.registry.adapter_model import reader
@@ -177,6 +177,27 @@ def test_only_an_adapters_own_matrices_are_registered(tiny: Path, tmp_path: Path
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match="is not a safetensors file"):
             check_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_damaged_file_is_an_error_at_load(
+    name: str, world: Any, enter: Callable[[Any], Version], embedded: Path, tmp_path: Path
+) -> None:
+    version = enter(world)
+    registry.client()
+    import mlflow
+
+    (path,) = (embedded / "mlflow" / "artifacts").rglob(name)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf"Damaged model: .*{name} has sha256"):
+        mlflow.pyfunc.load_model(version.uri)
+    with pytest.raises(WorldFailed, match=rf"{name}: is not the file that was registered"):
+        registry.download_adapter(version, tmp_path / "got")
+    path.unlink()
+    with pytest.raises(RuntimeError, match=rf"Damaged model: .*{name} is missing"):
+        mlflow.pyfunc.load_model(version.uri)
 
 
 def test_mlflow_serves_it_over_http(

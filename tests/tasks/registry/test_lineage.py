@@ -10,7 +10,8 @@ import pytest
 
 from tasks.errors import BadInput
 from tasks.register import promote
-from tasks.registry import Night, Version, containing_row, containing_source, pinned
+from tasks.registry import Night, Version, containing_row, containing_source, pinned, source_tags
+from tasks.registry.lineage import sources_said
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("embedded")
@@ -84,3 +85,16 @@ def test_a_row_leads_to_the_versions_made_of_it(world: Any, enter: Callable[[Any
 )
 def test_a_source_is_named_by_its_commit(uri: str, expected: str) -> None:
     assert pinned(uri, "c1") == expected
+
+
+def test_many_sources_fill_several_tags_and_none_is_lost(world: Any) -> None:
+    many = {f"source-{n:03d}": world.snapshots[2] for n in range(300)}
+    tags = source_tags(many, ())
+    assert max(map(len, tags.values())) < 8000 < sum(map(len, tags.values()))
+    assert [line.partition(" ")[0] for line in sources_said(tags).splitlines()] == list(many)
+    with Night.start(world.recipe, world.settings) as night:
+        with night.stage("train", "candidate-1") as stage:
+            stage.inputs(world.mixture, many, ())
+            stage.made(world.adapter)
+        night.finish("failed", "a test")
+    assert len(containing_source("source-299").adapters) == 1

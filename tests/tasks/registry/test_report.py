@@ -149,3 +149,22 @@ def test_the_lineage_graph_is_well_formed_and_joined(world: Any) -> None:
     titles = [title.text or "" for title in svg.iter(f"{space}title")]
     assert len(titles) == len(world.recipe.sources) + 4
     assert len(list(svg.iter(f"{space}path"))) == len(world.recipe.sources) + 3
+
+
+def test_the_lineage_graph_leads_to_runs_pages_and_the_flow_run(world: Any) -> None:
+    version = Version(model="m", version=3, adapter=world.adapter.address, run_id="r", model_id="m-1")
+    links = registry.story_links(
+        "7", "n", "r", {"chat": "chat/index.html"}, "http://prefect/1", version, "http://mlflow"
+    )
+    made_of = (world.base, world.snapshots, world.conversations, world.mixture, world.adapter, world.verdict)
+    text = registry.lineage_graph(*made_of, version, links)
+    assert set(re.findall(r'href="([^"]+)"', text)) == {
+        "https://huggingface.co/datasets/org/chat/tree/" + world.snapshots[2].revision,
+        "http://mlflow/#/experiments/7/runs/r/artifacts/data-gate/chat/index.html",
+        "http://mlflow/#/experiments/7/runs/r/artifacts/lineage/mixture.png",
+        "http://mlflow/#/experiments/7/runs/r",
+        "http://mlflow/#/models/m/versions/3",
+        "http://mlflow/#/experiments/7/runs/n",
+        "http://prefect/1",
+    }
+    assert "data gate: 38 of 40 rows" in text
