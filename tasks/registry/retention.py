@@ -29,8 +29,8 @@ class Unregistered(BaseModel):
 def sort_out_versions(recipe: Recipe, newest: int, since: float) -> tuple[list[Version], list[Version]]:
     """The recipe's versions that stay and those that go, newest first.
 
-    Champions, of today or ever, and versions with an alias stay, and so do the `newest` ones and those made `since`
-    (seconds since 1970). Raises WorldFailed when MLflow does not answer.
+    Champions, of today or ever, and versions with an alias or with a copy in another model stay, and so do the `newest`
+    ones and those made `since` (seconds since 1970). Raises WorldFailed when MLflow does not answer.
     """
     mlflow, model = client(), recipe.registered_model
     with answers():
@@ -40,7 +40,10 @@ def sort_out_versions(recipe: Recipe, newest: int, since: float) -> tuple[list[V
         if not entries:
             return [], []
         entries.sort(key=lambda entry: int(entry.version), reverse=True)
-        held = {int(version) for version in mlflow.get_registered_model(model).aliases.values()}
+        # A copy that somebody made in another model ("Promote model" in MLflow) has no files of its own.
+        copies = pages(mlflow.search_model_versions, filter_string=f"source_path LIKE 'models:/{model}/%'")
+        held = {int(number) for copy in copies if (number := copy.source.rpartition("/")[2]).isdecimal()}
+        held |= {int(version) for version in mlflow.get_registered_model(model).aliases.values()}
         held |= {
             version for move in moves(mlflow, model) if move.moved for version in (move.to, move.found) if version
         }  # a champion, then or ever

@@ -201,7 +201,7 @@ def as_version(entry: Any) -> Version:
         model=entry.name,
         version=int(entry.version),
         adapter=entry.tags["nightowl.adapter"],
-        run_id=entry.run_id,
+        run_id=entry.run_id or "",
         model_id=entry.source.rpartition("/")[2],
     )
 

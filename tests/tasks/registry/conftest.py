@@ -14,7 +14,8 @@ import sys
 import textwrap
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from tasks.evaluation import Comparison, Scores, SuiteScore, Verdict
 from tasks.mixture import SharePart, Split, TokenisedMixture
 from tasks.recipe import Recipe, Setting, load
 from tasks.register import register
-from tasks.registry import Night, Version, alias_version, client, ensure_model, moves
+from tasks.registry import Decision, Night, Version, alias_version, client, ensure_model, move, moves
 from tasks.registry.journal import JOURNAL_TAG
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
@@ -80,7 +81,7 @@ def embedded(database: Path, nightowl_home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base/`: a random Llama of two layers with a byte-level tokenizer; `adapter-N/`: two LoRA adapters on it."""
+    """`base/`: a random Llama of two layers with a byte-level tokenizer; `adapter-N/`: four LoRA adapters on it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -110,7 +111,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
     fast.save_pretrained(folder / "base")
-    for seed in (0, 1):
+    for seed in range(4):
         torch.manual_seed(seed)
         model = LlamaForCausalLM.from_pretrained(folder / "base")
         peft = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
@@ -392,15 +393,33 @@ def make_verdict(
 
 
 RUSH = """
-    import json, multiprocessing, os, random, sys, time
+    import json, multiprocessing, os, random, signal, sys, time
     import mlflow.tracking  # once, before the processes part
     from tasks.errors import NightowlError
     from tasks.register import promote, rollback
-    from tasks.registry import Version, alias_version, client
-    workers, attempts, model, homes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    from tasks.registry import Version, alias_version, client, journal
+    workers, attempts, model, doomed, homes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:]
+    doomed = doomed.split(",") if doomed else []
+
+    def die_in_the_middle(of_moves, when):
+        move_aliases = journal._set_aliases
+
+        def dying(mlflow, model, to, found):
+            nonlocal of_moves
+            of_moves -= 1
+            if of_moves or when == "after":
+                move_aliases(mlflow, model, to, found)
+            elif when == "between":
+                mlflow.set_registered_model_alias(model, "champion", str(to))
+            if not of_moves:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        journal._set_aliases = dying
 
     def rush(worker):
         os.environ["NIGHTOWL_HOME"] = homes[worker % len(homes)]
+        if worker >= workers:
+            die_in_the_middle(2, doomed[worker - workers])
         luck = random.Random(worker)
         for attempt in range(attempts):
             number, who = luck.randint(1, 4), f"{worker}/{attempt}"
@@ -422,7 +441,7 @@ RUSH = """
         print(json.dumps({"codes": [process.exitcode for process in running], "reads": reads}))
 
     fork = multiprocessing.get_context("fork")
-    running = [fork.Process(target=rush, args=(worker,)) for worker in range(workers)]
+    running = [fork.Process(target=rush, args=(worker,)) for worker in range(workers + len(doomed))]
     for process in running:
         process.start()
     watch(running)
@@ -449,10 +468,15 @@ class Rush:
             }
             mlflow.create_model_version(self.model, f"s3://nowhere/{number}", run_id, tags=tags)
 
-    def __call__(self, homes: list[Path], uri: str, workers: int, attempts: int) -> None:
-        """Let them run, after one first move by `start`, and hold what they left to what may be."""
+    def __call__(self, homes: list[Path], uri: str, workers: int, attempts: int, doomed: Sequence[str] = ()) -> None:
+        """Let them run, after one first move by `start`, and hold what they left to what may be.
+
+        `doomed`: further processes that kill themselves (SIGKILL) in their second move, `before` the champion's alias
+        moves, `between` that and the others, or `after` them.
+        """
+        given = [str(workers), str(attempts), self.model, ",".join(doomed), *map(str, homes)]
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(RUSH), str(workers), str(attempts), self.model, *map(str, homes)],
+            [sys.executable, "-c", textwrap.dedent(RUSH), *given],
             cwd=Path(__file__).resolve().parents[3],
             env={**os.environ, "MLFLOW_TRACKING_URI": uri},
             capture_output=True,
@@ -461,14 +485,24 @@ class Rush:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         told = json.loads(done.stdout.splitlines()[-1])
-        assert told["codes"] == [0] * workers, done.stderr[-3000:]
+        assert told["codes"] == [0] * workers + [-signal.SIGKILL] * len(doomed), done.stderr[-3000:]
         assert set(told["reads"]) <= {1, 2, 3, 4}
 
         mlflow = client()
+        # Whoever died last is closed by the next attempt.
+        move(mlflow, self.model, "promote", None, lambda found, previous: Decision(None, "a look"), "end", "")
         journal = moves(mlflow, self.model)
-        assert [entry.number for entry in journal] == list(range(1, workers * attempts + 2))
+        assert [entry.number for entry in journal] == list(range(1, len(journal) + 1))
+        told_of = Counter(entry.who for entry in journal)
+        assert set(told_of.values()) == {1}
         expected = {f"{worker}/{attempt}" for worker in range(workers) for attempt in range(attempts)}
-        assert {entry.who for entry in journal} == expected | {"start"}
+        others = set(told_of) - expected - {"start", "end"}
+        assert expected <= set(told_of)
+        assert {who.partition("/")[0] for who in others} == {str(workers + n) for n in range(len(doomed))}
+        died = [entry for entry in journal if "its process died" in entry.outcome]
+        assert {entry.who for entry in died} <= others
+        assert len(died) == len(doomed)
+        assert sorted(entry.moved for entry in died) == sorted(when != "before" for when in doomed)
         moved = [entry for entry in journal if entry.moved]
         assert len(moved) > workers * attempts / 10
         assert all(later.found == earlier.to for earlier, later in itertools.pairwise(moved))
@@ -476,6 +510,7 @@ class Rush:
         assert all(entry.found == entry.to % 4 + 1 for entry in moved[1:] if entry.kind == "promote")
         assert alias_version(mlflow, self.model, "champion") == moved[-1].to
         assert alias_version(mlflow, self.model, "previous") == moved[-1].found
+        print(f"{len(journal)} attempts, {len(moved)} moves, {len(died)} killed, {len(told['reads'])} reads")
 
 
 @pytest.fixture

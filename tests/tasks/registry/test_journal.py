@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import WorldFailed
-from tasks.registry import Decision, alias_version, client, ensure_model, move, moves
+from tasks.registry import Decision, Move, alias_version, client, earlier_champions, ensure_model, move, moves
 from tasks.registry.journal import JOURNAL_TAG, PATIENCE, _close, _dead, _write_once
 from tasks.registry.process import this_machine, this_process
 
@@ -122,4 +122,44 @@ def test_two_hundred_attempts_from_eight_processes_leave_one_champion_and_every_
 ) -> None:
     go(mlflow, 1, "start")
     # Two homes share no lock file: between them only the journal keeps order, as between two hosts.
-    rush([embedded, tmp_path / "second-home"], f"sqlite:///{embedded}/mlflow/mlflow.db", workers=8, attempts=25)
+    homes, uri = [embedded, tmp_path / "second-home"], f"sqlite:///{embedded}/mlflow/mlflow.db"
+    rush(homes, uri, workers=8, attempts=25, doomed=("before", "between", "after"))
+
+
+def entry(kind: str, found: int | None, to: int, moved: bool = True) -> Move:
+    words = {"outcome": "", "who": "", "why": "", "at": ""}
+    return Move.model_validate({"number": 1, "kind": kind, "found": found, "to": to, "moved": moved, **words})
+
+
+@pytest.mark.parametrize(
+    ("journal", "champion", "expected"),
+    [
+        ([], None, []),
+        ([], 4, []),
+        ([("promote", None, 1)], 1, []),
+        ([("promote", None, 1), ("promote", 1, 2), ("promote", 2, 3)], 3, [2, 1]),
+        ([("promote", None, 1), ("promote", 1, 2), ("rollback", 2, 1)], 1, []),
+        ([("promote", None, 1), ("promote", 1, 2), ("rollback", 2, 1), ("promote", 1, 3)], 3, [1]),
+        ([("promote", None, 1), ("promote", 1, 2), ("promote", 2, 3), ("rollback", 3, 1)], 1, []),
+        ([("promote", None, 1), ("promote", 1, 2), ("rollback", 2, 5)], 5, [1]),
+        ([("promote", None, 1), ("promote", 1, 2), ("promote", 2, 1)], 1, [2]),
+        # Moved by hand, before an entry and after the last one; and deleted.
+        ([("promote", None, 1), ("promote", 7, 2)], 2, [7, 1]),
+        ([("promote", None, 1), ("promote", 1, 2)], 9, [2, 1]),
+        ([("promote", None, 1), ("promote", 1, 2)], 1, []),
+        ([("promote", None, 1), ("promote", 1, 2)], None, [2, 1]),
+    ],
+)
+def test_a_rollback_goes_to_champions_that_nobody_rolled_back_from(
+    journal: list[tuple[str, int | None, int]], champion: int | None, expected: list[int]
+) -> None:
+    assert earlier_champions([entry(*told) for told in journal], champion) == expected
+
+
+def test_an_entry_is_never_cut_in_the_middle(mlflow: Any) -> None:
+    go(mlflow, 1)
+    long = 'a "reason"\n\x00 of 世界 ' * 2000
+    move(mlflow, MODEL, "promote", 2, lambda found, previous: Decision(None, long), long, long)
+    go(mlflow, 3)
+    assert [told.moved for told in moves(mlflow, MODEL)] == [True, False, True]
+    assert moves(mlflow, MODEL)[1].outcome.startswith('a "reason"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tasks import registry
 from tasks.errors import Refused, WorldFailed
+from tasks.prune import prune
 from tasks.register import promote, rollback
 from tasks.registry import Decision, Version
 
@@ -88,11 +90,34 @@ def test_a_server_is_used_as_the_embedded_database_is(
     assert [entry.version for entry in found.versions] == [2, 1]
     assert registry.champion(world.recipe) == champion
 
-    # And two homes cannot both win: they share no lock file, only the server.
+    # What the policy does not keep goes, from the server and from S3.
+    third = enter(make(seed=2, champion=world.adapter.address))
+    later = time.time() + 100 * 86_400
+    monkeypatch.setattr("tasks.prune.now", lambda: later)
+    policy = world.recipe.registry.model_copy(update={"keep_versions": 1})
     mlflow = registry.client()
+    mlflow.delete_registered_model_alias(first.model, "challenger")
+    mlflow.set_registered_model_alias(first.model, "candidate", "2")
+    few = world.recipe.model_copy(update={"registry": policy})
+    assert [r.name for r in prune(few, world.store, for_real=True).removals if r.what == "version"] == []
+    fourth = enter(make(seed=3, champion=world.adapter.address))
+    mlflow.delete_registered_model_alias(first.model, "challenger")
+    removed = [r.name for r in prune(few, world.store, for_real=True).removals if r.what == "version"]
+    assert removed == [f"{first.model} {third.version}"]
+    assert registry.get(first.model, third.version) is None
+    assert registry.read_record(fourth).adapter.address == fourth.adapter
+    assert registry.moves(mlflow, first.model)[-1].kind == "prune"
+
+    # And two homes cannot both win: they share no lock file, only the server.
     rush.register(mlflow)
     registry.move(mlflow, rush.model, "promote", 1, lambda found, previous: Decision(1, "first"), "start", "")
-    rush([tmp_path / "nightowl-home", tmp_path / "second-home"], server, workers=8, attempts=5)
+    rush(
+        [tmp_path / "nightowl-home", tmp_path / "second-home"],
+        server,
+        workers=8,
+        attempts=5,
+        doomed=("between", "after"),
+    )
 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed")
     with pytest.raises(WorldFailed, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
