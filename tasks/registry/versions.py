@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +47,7 @@ def log_model(
 
     Everything goes by the client, so that no active run is needed and a run that has ended stays ended.
     """
+    import requests
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
@@ -72,8 +74,11 @@ def log_model(
             )
         write_whole(work / "model" / RECORD, text)
         mlflow.log_model_artifacts(model.model_id, str(work / "model"))
-    except BaseException:
-        mlflow.finalize_logged_model(model.model_id, "FAILED")
+    except BaseException as error:
+        # Where the server is away, telling it so would take as long again; `nightowl prune` clears away either.
+        if not isinstance(error.__context__, requests.RequestException):
+            with suppress(Exception):
+                mlflow.finalize_logged_model(model.model_id, "FAILED")
         raise
     mlflow.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
     mlflow.finalize_logged_model(model.model_id, "READY")
