@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.conversations import Renderer
 from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch_base_again, verify
 from tasks.registry import Record, Version, download_adapter, read_record
@@ -35,6 +36,12 @@ PARITY_PROMPTS = (
     "用一句话介绍北京。",
 )
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+_CALL_PARSERS = {
+    ("<tool_call>", "arguments"): "hermes",
+    ("[TOOL_CALLS]", "arguments"): "mistral",
+    ("", "parameters"): "llama3_json",
+}
+"""vLLM's --tool-call-parser by what stands before a call, and what its arguments go by."""
 _ADAPTERS_OWN = ("adapter_model.safetensors", "adapter_config.json", "README.md", "nightowl.json")
 _CONVERTER = "convert_hf_to_gguf.py"
 
@@ -61,6 +68,8 @@ def export(version: Version, target: str, out: Path, store: Store) -> Exported:
     out = out.expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput("OUT", str(out), "is there and not empty", "Name a new folder; nothing is overwritten.")
+    from safetensors import SafetensorError
+
     converter = _converter() if target == "gguf" else None
     record = read_record(version)
     try:
@@ -71,9 +80,11 @@ def export(version: Version, target: str, out: Path, store: Store) -> Exported:
             parity = _write(version, record, target, folder, Path(work), store, converter)
             files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
             folder.replace(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has errors of its own for a full disk
         raise WorldFailed(
-            str(out), f"could not be written ({error.strerror or error})", "Nothing is left there; free some space."
+            str(out),
+            f"could not be written ({getattr(error, 'strerror', None) or error})",
+            "Nothing is left there; free some space.",
         ) from error
     return Exported.model_validate({"target": target, "folder": str(out), "files": files, "parity": parity})
 
@@ -92,7 +103,7 @@ def _write(
         shutil.copyfile(folder / "adapter" / "README.md", folder / "CARD.md")
         for shown in folder.glob("adapter/*.png"):
             shutil.copyfile(shown, folder / shown.name)
-        write_whole(folder / "serve.sh", serve_script(version, record, store))
+        write_whole(folder / "serve.sh", serve_script(version, record, store, folder / "adapter"))
         (folder / "serve.sh").chmod(0o755)
         write_whole(folder / "README.md", _readme(version, record, _VLLM.format(model=version.model)))
         return None
@@ -191,13 +202,18 @@ def _logits(model: Any, tokenizer: Path) -> list[Any]:
     return found
 
 
-def serve_script(version: Version, record: Record, store: Store) -> str:
-    """The command that serves a version's adapter on its base with vLLM: greedy, as it was judged."""
+def serve_script(version: Version, record: Record, store: Store, adapter: Path) -> str:
+    """The command that serves a version's adapter on its base with vLLM: greedy, as it was judged.
+
+    Calls are read by vLLM's parser for the way in which the adapter's template writes them, where it has one.
+    """
     base, recipe = record.base, record.recipe
     scheme, _, rest = base.uri.partition("://")
     hub = scheme in ("hf", "modelscope")
     place = rest.partition("@")[0].partition("?")[0] if hub else str(store.folder(base))
     kinds = {source.kind for source in recipe.sources}
+    style = Renderer.open(adapter).call_style if "tool" in kinds else None
+    parser = _CALL_PARSERS.get((style.sign, style.arguments_key)) if style else None
     options = [
         *([f"--revision {base.revision}"] if hub else []),
         "--dtype bfloat16",
@@ -206,14 +222,16 @@ def serve_script(version: Version, record: Record, store: Store) -> str:
         "--chat-template adapter/chat_template.jinja",
         "--generation-config adapter",
         "--override-generation-config '{\"temperature\": 0.0}'",
-        *(["--enable-auto-tool-choice --tool-call-parser hermes"] if "tool" in kinds else []),
+        *([f"--enable-auto-tool-choice --tool-call-parser {parser}"] if parser else []),
         *(["--reasoning-parser qwen3"] if "reasoning" in kinds else []),
         '"$@"',
     ]
+    unread = style is not None and parser is None
     lines = [
         "#!/bin/sh",
         f"# Serves {version.model} version {version.version} on its base with vLLM. NIGHTOWL_BASE: another place of",
         f"# the base, which is {base.uri} at {base.revision} and no other. Arguments go to vLLM.",
+        *(["# vLLM has no parser for calls as this template writes them: they come as text."] if unread else []),
         "set -e",
         'cd "$(dirname "$0")"',
         *(["export VLLM_USE_MODELSCOPE=True"] if scheme == "modelscope" else []),

@@ -16,12 +16,13 @@ import pytest
 
 from tasks import export as exporting
 from tasks.errors import BadInput, WorldFailed
-from tasks.export import PARITY_TOLERANCE, export, merge
-from tasks.registry import Version
+from tasks.export import PARITY_TOLERANCE, export, merge, serve_script
+from tasks.registry import Version, make_record
 
 Enter = Callable[[Any], Version]
 pytestmark = pytest.mark.usefixtures("embedded")
 
+TEMPLATES = Path(__file__).resolve().parents[1] / "conversations" / "templates"
 CONVERTER = """
 import sys
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_vllm_is_given_the_adapter_and_its_command(world: Any, enter: Enter, tmp
 
     with pytest.raises(BadInput, match="is there and not empty"):
         export(version, "vllm", out, world.store)
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [("mistral_v3", "mistral"), ("llama3_1_tools", "llama3_json"), ("deepseek_v3_tools", None)],
+)
+def test_vllm_reads_calls_as_the_template_writes_them(
+    template: str, parser: str | None, world: Any, tiny: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(tiny / "adapter-0", adapter)
+    text = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    (adapter / "chat_template.jinja").write_text(text.replace("<|eot_id|>", "<|im_end|>"), encoding="utf-8")
+    version = Version(model="m", version=1, adapter="a", run_id="r", model_id="m-1")
+    made_of = (world.recipe, world.base, world.snapshots, world.conversations, world.mixture, world.adapter)
+    script = serve_script(version, make_record(*made_of), world.store, adapter)
+    if parser:
+        assert f"--tool-call-parser {parser}" in script
+    else:
+        assert "--tool-call-parser" not in script
+        assert "they come as text" in script
 
 
 def test_a_merged_model_answers_as_base_and_adapter_do(
