@@ -1,9 +1,10 @@
 """prune: remove what no kept version needs, from the registry and from the store. Says first, does when told to.
 
-Kept in the registry: every version that is or ever was champion, that has an alias, the newest ones
-(`registry.keep_versions`) and all younger than `registry.keep_days`. Kept in the store: whatever those versions, and
-those of all other recipes, were made of, followed from manifest to manifest, and whatever was made or used within that
-time. So a running night loses nothing: each output it takes from the store is marked as used when it is found.
+Kept in the registry: every version that is or ever was champion, that has an alias or a copy in another model, the
+newest ones (`registry.keep_versions`) and all younger than `registry.keep_days`; versions of other tools are left alone.
+Kept in the store: whatever those versions, and those of all other recipes and of other registries on this store, were
+made of, followed from manifest to manifest, and whatever was made or used within that time. So a running night loses
+nothing: each output it takes from the store is marked as used when it is found.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def prune(recipe: Recipe, store: Store, for_real: bool = False) -> Pruning:
     unregistered = registry.unregistered(before)
     removals += [Removal(what="unregistered", name=f"{logged.name} {logged.model_id}") for logged in unregistered]
     gone = {(version.model, version.version) for version in dropped}
-    roots = registry.roots(leaving_out=gone)
+    roots = registry.roots(leaving_out=gone) | _held_elsewhere(store)
     manifests = {path.parent.name: path for path in store.root.glob(f"*/*/{MANIFEST}") if path.parts[-3] != "work"}
     needed = _reachable([*roots, *_pointed_at(store), *_used_since(manifests, before)], manifests)
     needed = _reachable([*needed, *_about(needed, manifests)], manifests)
@@ -77,6 +78,10 @@ def prune(recipe: Recipe, store: Store, for_real: bool = False) -> Pruning:
     leftovers = list(_leftovers(store, before))
     removals += [Removal(what="unfinished", name=f.name, size=_size(f)) for f in leftovers]
     if for_real:
+        for version in dropped:
+            pin = store.pins().get(f"{registry.registry_id()}-{version.model}-{version.version}")
+            if pin:
+                pin[0].unlink(missing_ok=True)
         for logged in unregistered:
             registry.remove_unregistered(logged.model_id)
         for folder in unneeded:
@@ -104,6 +109,12 @@ def _reachable(roots: Iterable[str], manifests: dict[str, Path]) -> set[str]:
             found = {text.decode() for text in _ADDRESS.findall(manifests[address].read_bytes())}
             to_do += [name for name in found if name in manifests and name not in seen]
     return seen
+
+
+def _held_elsewhere(store: Store) -> set[str]:
+    """What versions in other registries hold, as noted when they were registered: MLflow here knows none of them."""
+    own = f"{registry.registry_id()}-"
+    return {address for name, (_, held) in store.pins().items() if not name.startswith(own) for address in held}
 
 
 def _about(needed: set[str], manifests: dict[str, Path]) -> Iterator[str]:

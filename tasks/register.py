@@ -89,6 +89,8 @@ def register(
             if picture.exists():
                 shutil.copyfile(picture, Path(folder) / registry.MIXTURE_PICTURE)
             registry.illustrate(mlflow, version, Path(folder))
+    held = (adapter.address, mixture.address, base.address, verdict.address)
+    store.pin(registry.registry_id(), f"{model}-{version.version}", held)
     night.tags({f"nightowl.version.{adapter.address}": f"{model}/{version.version}"})
     night.tell_story(version)
     return version

@@ -209,6 +209,16 @@ class Store:
         (self.root / "latest").mkdir(exist_ok=True)
         write_whole(self.root / "latest" / f"{manifest.kind}-{line}", manifest.address)
 
+    def pin(self, registry: str, version: str, addresses: Iterable[str]) -> None:
+        """Note what a version in a registry holds on to, for a prune that knows of another registry only."""
+        (self.root / "pins").mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / "pins" / f"{registry}-{version}", "\n".join(addresses))
+
+    def pins(self) -> dict[str, tuple[Path, list[str]]]:
+        """Every such note, by registry and version: its file, and the addresses in it."""
+        notes = [path for path in (self.root / "pins").glob("*") if not path.name.startswith(".")]
+        return {path.name: (path, path.read_text(encoding="utf-8").split()) for path in notes}
+
     def make(
         self,
         kind: type[M],

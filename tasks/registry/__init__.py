@@ -33,7 +33,7 @@ from tasks.registry.retention import (
     unregistered,
 )
 from tasks.registry.schema import BASE, Candidate, Champion, Move, NightOutcome, NightRecord, Report, Version
-from tasks.registry.tracking import answers, client, site, tracking_uri
+from tasks.registry.tracking import answers, client, registry_id, site, tracking_uri
 from tasks.registry.versions import (
     candidates,
     champion,
@@ -119,6 +119,7 @@ __all__ = [
     "pinned",
     "post",
     "read_record",
+    "registry_id",
     "remove",
     "remove_unregistered",
     "require_licences",

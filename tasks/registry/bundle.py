@@ -22,7 +22,7 @@ _PLAIN = {".json", ".jinja", ".txt", ".model", ".md"}
 
 
 def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: Path, picture: Path) -> int:
-    """Copy what may be registered of an adapter into `target`; returns its size in bytes.
+    """Copy what may be registered of an adapter into `target`, as it was judged; returns its size in bytes.
 
     `picture`: of the mixture, shown by the card; left out where there is none.
 
@@ -46,11 +46,25 @@ def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: 
                 str(source / name), "has changed since training", "Remove that adapter's folder and run again."
             )
     check_weights(target / WEIGHTS)
+    _as_judged(target / WEIGHTS)
     _name_the_base(target / "adapter_config.json", base)
     (target / "README.md").write_text(card, encoding="utf-8")
     if picture.exists():
         shutil.copyfile(picture, target / MIXTURE_PICTURE)
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+
+
+def _as_judged(path: Path) -> None:
+    """Write LoRA matrices in the 16 bits in which candidates are judged and served; that halves what is kept.
+
+    Where this machine has no 16-bit arithmetic, candidates are judged in 32 bits, and they stay as they are.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        matrices = {name: matrix.to(torch.bfloat16) for name, matrix in load_file(path).items()}
+        save_file(matrices, path, metadata={"format": "pt"})
 
 
 def check_weights(path: Path) -> None:

@@ -326,6 +326,7 @@ def close_orphans(mlflow: Any, experiment_id: str) -> list[str]:
             _kill(mlflow, child.info.run_id, reason)
         mlflow.set_tag(run.info.run_id, "nightowl.outcome", "failed")
         _kill(mlflow, run.info.run_id, reason)
+        openlineage.tell_night(run.data.tags.get(RECIPE_TAG, ""), run.info.run_id, "ABORT", reason)
         orphans.append(run.info.run_id)
     return orphans
 

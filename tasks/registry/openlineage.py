@@ -23,7 +23,7 @@ from tasks.store import Manifest
 log = logging.getLogger(__name__)
 PRODUCER = "https://pypi.org/project/nightowl/"
 NAMESPACE = "nightowl"
-State = Literal["START", "COMPLETE", "FAIL"]
+State = Literal["START", "COMPLETE", "FAIL", "ABORT"]
 
 
 def wanted() -> bool:
@@ -32,7 +32,7 @@ def wanted() -> bool:
 
 
 def tell_night(recipe: str, night: str, state: State, reason: str = "") -> None:
-    """A night began or ended. `night`: MLflow's run id; `reason`: why, for one that failed."""
+    """A night began or ended. `night`: MLflow's run id; `reason`: why, for one that failed or was killed."""
     if wanted():
         _send([_event(recipe, _id(night), state, datetime.now(UTC), reason=reason)])
 
@@ -100,7 +100,7 @@ def _event(
     if parent:
         job_above = parent_run.Job(namespace=NAMESPACE, name=parent[0])
         facets["parent"] = parent_run.ParentRunFacet(run=parent_run.Run(runId=parent[1]), job=job_above)
-    if reason and state == "FAIL":
+    if reason and state in ("FAIL", "ABORT"):
         facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(message=reason, programmingLanguage="Python")
     kind = job_type_job.JobTypeJobFacet(processingType="BATCH", integration="NIGHTOWL", jobType="JOB")
     return event_v2.RunEvent(

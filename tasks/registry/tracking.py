@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from tasks.errors import WorldFailed
-from tasks.store import home
+from tasks.store import digest, home
 
 RECIPE_TAG = "nightowl.recipe"
 _DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
@@ -24,6 +24,11 @@ _DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the embedded SQLite file under the home."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home()}/mlflow/mlflow.db"
+
+
+def registry_id() -> str:
+    """Which registry this is, in a few letters."""
+    return digest(tracking_uri())[:12]
 
 
 def site() -> str:

@@ -139,6 +139,18 @@ def test_one_that_became_champion_meanwhile_stays(
     assert (last.kind, last.to, last.outcome) == ("prune", 1, "refused: it has an alias")
 
 
+def test_what_a_version_in_another_registry_needs_stays(
+    world: Any, enter: Enter, old: None, embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(world)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{embedded}/another.db")
+    registry.client()
+    orphan = make_snapshot(world.store, "orphan")
+    done = prune(world.recipe, world.store, for_real=True)
+    assert [removal.name for removal in done.removals] == [orphan.address]
+    assert world.store.find(Adapter, world.adapter.address) == world.adapter
+
+
 def test_what_a_killed_prune_half_removed_is_no_version_any_more(
     world: Any, enter: Enter, make: Callable[..., Any], old: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_version_carries_its_lineage_scores_and_files(world: Any, enter: Enter
     assert metrics["tool_call"].dataset_name == "demo-test"
 
     import mlflow as library
+    import torch
 
     library.set_tracking_uri(registry.tracking_uri())
     folder = Path(library.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "got")))
@@ -61,6 +62,14 @@ def test_a_version_carries_its_lineage_scores_and_files(world: Any, enter: Enter
     assert {"chat_template.jinja", "generation_config.json", "mixture.png", "lineage.svg"} <= names
     assert "](mixture.png)" in (folder / "artifacts" / "adapter" / "README.md").read_text(encoding="utf-8")
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    from safetensors.torch import load_file
+
+    (weights,) = folder.rglob("adapter_model.safetensors")
+    trained = load_file(world.store.folder(world.adapter) / "adapter" / "adapter_model.safetensors")
+    # In the precision in which it was judged, and no wider.
+    narrow = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for name, matrix in load_file(weights).items():
+        assert matrix.equal(trained[name].to(torch.bfloat16) if narrow else trained[name])
     everything = "".join(p.read_text(errors="ignore") for p in folder.rglob("*.json"))
     assert str(tmp_path) not in everything
 
