@@ -1,7 +1,7 @@
 """prune: remove what no kept version needs, from the registry and from the store. Says first, does when told to.
 
 Kept in the registry: every version that is or ever was champion, that has an alias or a copy in another model, the
-newest ones (`registry.keep_versions`) and all younger than `registry.keep_days`; versions of other tools are left alone.
+newest ones (`registry.keep_versions`) and all younger than `registry.keep_days`; other tools' versions are left alone.
 Kept in the store: whatever those versions, and those of all other recipes and of other registries on this store, were
 made of, followed from manifest to manifest, and whatever was made or used within that time. So a running night loses
 nothing: each output it takes from the store is marked as used when it is found.

@@ -15,7 +15,7 @@ from tasks.sources import BaseSnapshot
 from tasks.training import Adapter
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _PAD = 206, 86, 30, 14, 4
-_LONGEST = 28  # characters of a line; pointing at a box shows all of it
+_LONGEST, _LONGEST_TITLE = 28, 22  # characters of a line; pointing at a box shows all of it
 _SHOWN = 760  # pixels that MLflow's page of a version has for a picture, which it does not shrink
 
 
@@ -100,7 +100,7 @@ def lineage_graph(
     ]
     nodes += _rivals(rivals, mixture, sources)
     promoted = verdict.decision == "promote"
-    against = f"adapter {verdict.champion[:12]}" if verdict.champion else "the base model"
+    against = verdict.champion[:12] if verdict.champion else "the base"
     nodes.append(
         Node(
             "version",
@@ -184,7 +184,7 @@ def lineage_svg(nodes: Sequence[Node]) -> str:
 _STYLE = """<style>
 .box{fill:#fff;stroke:#c8d0dc;stroke-width:1.2}.edge{fill:none;stroke:#a9b4c4;stroke-width:1.4}
 .kind{font:600 11px system-ui,sans-serif;fill:#6b7688;letter-spacing:.06em}
-.title{font:600 15px system-ui,sans-serif;fill:#1c2330}
+.title{font:600 14px system-ui,sans-serif;fill:#1c2330}
 .note{font:11px ui-monospace,"DejaVu Sans Mono",monospace;fill:#5a6577}
 .more{font:12px system-ui,sans-serif;fill:#5a6577}
 .good .box{stroke:#1f9d61;stroke-width:2}.bad .box{stroke:#d64545;stroke-width:2}
@@ -202,12 +202,12 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
 def _box(node: Node, left: float, top: float) -> str:
     lines = (
         ("kind", node.kind.upper(), 19, None),
-        ("title", node.title, 38, node.href),
-        ("note", node.note, 56, None),
-        ("more", node.more, 74, node.more_href),
+        ("title", _short(node.title, _LONGEST_TITLE), 38, node.href),
+        ("note", _short(node.note, _LONGEST), 56, None),
+        ("more", _short(node.more, _LONGEST), 74, node.more_href),
     )
     text = "".join(
-        _linked(f'<text class="{name}" x="{left + 12:.0f}" y="{top + down:.0f}">{escape(_short(line))}</text>', href)
+        _linked(f'<text class="{name}" x="{left + 12:.0f}" y="{top + down:.0f}">{escape(line)}</text>', href)
         for name, line, down, href in lines
         if line
     )
@@ -222,5 +222,5 @@ def _linked(text: str, href: str | None) -> str:
     return f'<a href="{escape(href, quote=True)}" target="_blank" rel="noopener">{text}</a>' if href else text
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def _short(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
