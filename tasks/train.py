@@ -19,9 +19,14 @@ from tasks.store import Manifest, Store, code_digest, file_digest
 from tasks.training import (
     BACKENDS,
     LOG,
+    PROGRESS,
     Adapter,
     Progress,
+    TrainingResult,
     TrainingSpec,
+    figures,
+    mirrored,
+    require_installed,
     require_possible,
     run,
     steps,
@@ -30,19 +35,21 @@ from tasks.training import (
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
 
+_WITHOUT_EFFECT = ("save_steps", "trackers")  # on the adapter
+
 LONGEST = 1_048_576  # tokens: where the recipe keeps what is longer than its model's bound, nothing is too long
 
 
 def adapter_inputs(recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot) -> dict[str, Any]:
     """What an adapter depends on: `Store.address(Adapter, adapter_inputs(...))` is where it is, or will be.
 
-    How often a checkpoint is written changes nothing in the adapter, and so is left out.
+    How often a checkpoint is written and who else is told of it changes nothing in the adapter, and so is left out.
     """
     return {
         "mixture": mixture.address,
         "base": base.address,
         "chat_template": recipe.base.chat_template,
-        "training": recipe.training.model_dump(mode="json", exclude={"save_steps"}),
+        "training": recipe.training.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT)),
         "code": code_digest("tasks/train.py", "tasks/training", libraries=_LIBRARIES),
     }
 
@@ -57,7 +64,7 @@ def train(
     mixture: TokenisedMixture,
     base: BaseSnapshot,
     store: Store,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Adapter:
     """The adapter of this recipe on this mixture and base, trained unless it exists.
 
@@ -66,13 +73,31 @@ def train(
     WorldFailed when the training process fails (with the end of its log), Preempted on SIGTERM.
     """
 
+    inputs = adapter_inputs(recipe, mixture, base)
     require_possible(recipe.training)
+    require_installed(recipe.training.trackers)
     _require_full_rate(recipe.training, mixture.splits["train"].rows)
 
     def build(work: Path) -> Mapping[str, Any]:
         spec = training_spec(recipe, mixture, base, store, work)
-        result = run(spec, BACKENDS[recipe.training.backend], on_progress)
-        _keep_only(work, {"adapter", "progress.jsonl"})
+        with mirrored(
+            recipe.training.trackers,
+            progress=work / PROGRESS,
+            id=Store.address(Adapter, inputs),
+            name=f"{recipe.name} {Store.address(Adapter, inputs)[:8]}",
+            project="nightowl",
+            config={"recipe": recipe.name, **inputs, "training": recipe.training.model_dump(mode="json")},
+        ) as mirrors:
+
+            def told(progress: Progress) -> None:
+                for mirror in mirrors:
+                    mirror.tell(progress.step, figures(progress))
+                on_progress(progress)
+
+            result = run(spec, BACKENDS[recipe.training.backend], told)
+            for mirror in mirrors:
+                mirror.tell(result.steps, _at_the_end(result))
+        _keep_only(work, {"adapter", PROGRESS})
         return {
             "base": base.address,
             "mixture": mixture.address,
@@ -80,7 +105,7 @@ def train(
             **result.model_dump(),
         }
 
-    adapter, _ = store.make(Adapter, adapter_inputs(recipe, mixture, base), build, resumable=True)
+    adapter, _ = store.make(Adapter, inputs, build, resumable=True)
     return adapter
 
 
@@ -104,6 +129,12 @@ def training_spec(
         chat_template=recipe.base.chat_template,
         training=recipe.training,
     )
+
+
+def _at_the_end(result: TrainingResult) -> dict[str, float]:
+    """What a mirror is told of the whole run."""
+    figures = result.model_dump(include={"validation_loss", "tokens", "supervised_tokens", "peak_memory"})
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _require_full_rate(training: Training, rows: int) -> None:

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 Value = bool | int | float | str | None
 _OF_MIXTURE = ("reasoning_share", "method", "temperature", "measure", "repeats", "rows", "seed")
-_NOT_OF_TRAINING = ("backend", "method", "processes", "nodes", "rendezvous", "save_steps", "target_modules")
+_NOT_OF_TRAINING = (
+    "backend",
+    "method",
+    "packing",
+    "processes",
+    "nodes",
+    "rendezvous",
+    "save_steps",
+    "target_modules",
+    "trackers",
+)
 _CORNERS = 256  # most combinations of bounds that are tried when a recipe is read
 _WHOLE = 100  # most whole numbers of a range that are tried one by one
 

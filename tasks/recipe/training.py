@@ -52,6 +52,9 @@ class Training(Part):
     micro_batch_size: int | None = Field(None, ge=1, le=4096)
     """Conversations per forward pass; must divide batch_size (by all processes); null: batch_size. Halved until the
     longest batch fits, while batch_size stays what it is."""
+    packing: bool = False
+    """Lay a forward pass's rows end to end instead of padding them, each seeing itself alone, which is checked on the
+    base before training; takes the transformers backend. Else rows are batched by length."""
     processes: int = Field(1, ge=1, le=64)
     """Processes that train together on a node, one a GPU; more than one takes the transformers backend."""
     nodes: int = Field(1, ge=1, le=1024)
@@ -64,6 +67,9 @@ class Training(Part):
     """Most optimiser steps; null: as many as the epochs take."""
     save_steps: int = Field(20, ge=1)
     """Optimiser steps between checkpoints."""
+    trackers: tuple[Literal["wandb", "swanlab"], ...] = ()
+    """Trackers that mirror what MLflow is told of training, under NIGHTOWL_HOME/trackers. They send nothing unless
+    WANDB_MODE or SWANLAB_MODE is online, with the account that their own login keeps."""
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:
@@ -77,4 +83,6 @@ class Training(Part):
             )
         if self.nodes > 1 and not self.rendezvous:
             raise ValueError("several nodes need a rendezvous, the host:port where they find each other")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers has one of {', '.join(self.trackers)} twice")
         return self

@@ -3,10 +3,11 @@
 from tasks.training.adapter_folder import require_base, weights_digest
 from tasks.training.memory import Memory, estimate, fitting, longest, shape_of
 from tasks.training.method import require_possible
+from tasks.training.mirrors import figures, mirrored, require_installed
 from tasks.training.process import run
 from tasks.training.rows import steps
 from tasks.training.schema import Adapter, Progress
-from tasks.training.spec import LOG, TrainingResult, TrainingSpec
+from tasks.training.spec import LOG, PROGRESS, TrainingResult, TrainingSpec
 
 BACKENDS = {
     "unsloth": "tasks.training.unsloth_backend",
@@ -16,15 +17,19 @@ BACKENDS = {
 __all__ = [
     "BACKENDS",
     "LOG",
+    "PROGRESS",
     "Adapter",
     "Memory",
     "Progress",
     "TrainingResult",
     "TrainingSpec",
     "estimate",
+    "figures",
     "fitting",
     "longest",
+    "mirrored",
     "require_base",
+    "require_installed",
     "require_possible",
     "run",
     "shape_of",

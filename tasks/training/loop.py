@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import BadInput, WorldFailed
-from tasks.training import adapter_folder, checkpoints, method, parity, rows
+from tasks.training import adapter_folder, checkpoints, method, packing, parity, rows
 from tasks.training.child import Attempt, Stopped
 from tasks.training.environment import describe, peak_memory
 from tasks.training.spec import ADAPTER, CHECKPOINTS, MICRO_BATCH, TrainingResult, TrainingSpec
@@ -70,6 +70,9 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     set_seed(recipe.seed)
     model = backend.adapt(_loaded(backend, spec, int(data.training.lengths.max())), spec)
     method.begin(model, spec)
+    if recipe.packing:
+        model.config.use_cache = False  # with a cache, packed rows would see each other
+        packing.require_apart(model, parity.prompts(data.training))
     trainer, micro = _trial(attempt, backend, model, tokenizer, data, earlier[-1].seconds if earlier else 0.0)
 
     attempt.training_begins()
@@ -81,6 +84,13 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     losses = [progress.loss for progress in attempt.reported(until=steps)]
     last = losses[-max(1, len(losses) // 10) :]
     seconds = trainer.watch.seconds()
+    useful = rows.useful(
+        data.training.lengths,
+        data.order,
+        batch_size=recipe.batch_size,
+        micro_batch_size=micro,
+        packed=recipe.packing,
+    )
     from tasks.training.trainer import validation_loss
 
     measured = TrainingResult(
@@ -98,7 +108,7 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
             "processes": attempt.processes,
             "micro_batch_size": micro,
             "learning_rate": recipe.learning_rate * spec.rate_scale,
-            "useful_tokens": round(_useful(data, recipe.batch_size, micro), 4),
+            "useful_tokens": [round(share, 4) for share in useful],
             "dtype": str(model.dtype).removeprefix("torch."),
         },
     )
@@ -131,6 +141,7 @@ def _data(attempt: Attempt, tokenizer: Any) -> _Data:
     order = rows.order(
         training.lengths,
         batch_size=recipe.batch_size,
+        at_once=recipe.micro_batch_size or recipe.batch_size // attempt.processes,
         epochs=recipe.epochs,
         max_steps=recipe.max_steps,
         seed=recipe.seed,
@@ -187,12 +198,6 @@ def _trial(
     if attempt.first:
         note.write_text(str(micro))
     return trainer, micro
-
-
-def _useful(data: _Data, batch_size: int, micro: int) -> float:
-    """Share of the tokens that are no padding."""
-    batches = rows.micro_batches(data.order, batch_size=batch_size, micro_batch_size=micro)
-    return float(data.training.lengths[data.order].sum() / rows.padded(data.training.lengths, batches).sum())
 
 
 def _reloaded(backend: Backend, spec: TrainingSpec, asked: list[list[int]]) -> Any:

@@ -28,6 +28,13 @@ def require_possible(training: Training) -> None:
             "is more than the one process that Unsloth trains in",
             "Set training.backend to transformers.",
         )
+    if training.packing and training.backend == "unsloth":
+        raise BadInput(
+            "training.packing",
+            True,
+            "is not done with Unsloth, whose kernels choose by themselves what to pack",
+            "Set training.backend to transformers, or leave it out: rows are batched by length.",
+        )
     if training.pissa and training.method == "qlora":
         raise BadInput(
             "training.pissa", True, "takes the base's singular vectors, which 4-bit weights hide", "Use method lora."

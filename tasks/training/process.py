@@ -24,7 +24,7 @@ from tasks.training.schema import Progress
 from tasks.training.spec import FAILURE, LOG, NOT_FINITE, RESULT, RUN_ME_AGAIN, Failure, TrainingResult, TrainingSpec
 
 RESTARTS = 2
-_ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 _GRACE_S = 60  # for a checkpoint, when this process has to stop
 _TAIL_BYTES = 4000
 
@@ -130,7 +130,7 @@ def _environment(processes: int = 1) -> dict[str, str]:
     cache = home() / "cache"
     given = dict(os.environ)
     threads = given.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
-    path = os.pathsep.join(p for p in (str(_ROOT), given.get("PYTHONPATH", "")) if p)
+    path = os.pathsep.join(p for p in (str(ROOT), given.get("PYTHONPATH", "")) if p)
     ours = {
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": threads,

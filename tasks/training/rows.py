@@ -9,6 +9,7 @@ prompt, a row that never learns to stop.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from tasks.errors import BadInput
 
 IGNORED = -100  # the label that the loss leaves out
+USEFUL = 0.92  # least share of an epoch's tokens that are no padding, where the lengths allow it
 _ROWS_AT_ONCE = 8192
 _SCHEMA = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 _ASK = "Look at how the source is rendered with `nightowl check`; the chat template is the usual cause."
@@ -124,27 +126,53 @@ def steps(rows: int, *, batch_size: int, epochs: float, max_steps: int | None) -
     return min(full, max_steps) if max_steps else full
 
 
-def order(lengths: np.ndarray, *, batch_size: int, epochs: float, max_steps: int | None, seed: int) -> np.ndarray:
+def order(
+    lengths: np.ndarray, *, batch_size: int, at_once: int, epochs: float, max_steps: int | None, seed: int
+) -> np.ndarray:
     """Row numbers in the order of training (i64), every epoch's rows once, batches of like length.
 
-    The order is fixed before the first step and depends on the seed alone, so that a resumed run goes
-    on with the very next row. Rows are shuffled, sorted by length within windows of up to 50 batches,
-    and the batches of a window shuffled again: little padding without a curriculum.
+    The order is fixed before the first step and depends on the seed alone, so that a resumed run goes on with the very
+    next row. An epoch's rows are shuffled, sorted by length within windows of some batches, and the batches of a window
+    shuffled again: little padding without a curriculum. The window is the shortest, from 50 batches or a quarter of a
+    shorter epoch on, with which USEFUL of each epoch's tokens are no padding, and at most the epoch. `at_once`: rows of
+    a forward pass.
     """
     rng = np.random.default_rng(seed)
     total = math.ceil(len(lengths) * epochs - 1e-9)
     if max_steps:
         total = min(total, max_steps * batch_size)
-    passes = math.ceil(total / len(lengths))
-    shuffled = np.concatenate([rng.permutation(len(lengths)) for _ in range(passes)])[:total]
-    window = batch_size * min(50, max(1, total // (4 * batch_size)))
     ordered = []
-    for start in range(0, total, window):
+    for start in range(0, total, len(lengths)):
+        shuffled = rng.permutation(len(lengths))[: total - start]
+        # Where an epoch ends within a batch, the next one fills it up.
+        lead = min(-start % batch_size, len(shuffled))
+        ordered += [shuffled[:lead], _grouped(shuffled[lead:], lengths, batch_size, at_once, rng)]
+    return np.concatenate(ordered).astype(np.int64)
+
+
+def _grouped(
+    shuffled: np.ndarray, lengths: np.ndarray, batch_size: int, at_once: int, rng: np.random.Generator
+) -> np.ndarray:
+    """An epoch's rows in batches of like length, from as short a window as will do."""
+    window = batch_size * min(50, max(1, len(shuffled) // (4 * batch_size)))
+    while True:
+        ordered = _sorted_in_windows(shuffled, lengths, batch_size, window, deepcopy(rng))
+        batches = micro_batches(ordered, batch_size=batch_size, micro_batch_size=at_once)
+        if window >= len(shuffled) or lengths[ordered].sum() >= USEFUL * tokens_of(lengths, batches).sum():
+            return ordered
+        window *= 2
+
+
+def _sorted_in_windows(
+    shuffled: np.ndarray, lengths: np.ndarray, batch_size: int, window: int, rng: np.random.Generator
+) -> np.ndarray:
+    ordered = [shuffled[:0]]
+    for start in range(0, len(shuffled), window):
         part = shuffled[start : start + window]
         part = part[np.argsort(-lengths[part], kind="stable")]
         whole = len(part) // batch_size * batch_size
         ordered += [rng.permutation(part[:whole].reshape(-1, batch_size)).ravel(), part[whole:]]
-    return np.concatenate(ordered).astype(np.int64)
+    return np.concatenate(ordered)
 
 
 def micro_batches(row_order: np.ndarray, *, batch_size: int, micro_batch_size: int) -> list[np.ndarray]:
@@ -156,6 +184,20 @@ def micro_batches(row_order: np.ndarray, *, batch_size: int, micro_batch_size: i
     ]
 
 
-def padded(lengths: np.ndarray, batches: list[np.ndarray]) -> np.ndarray:
-    """Tokens of every batch with its padding (i64)."""
+def tokens_of(lengths: np.ndarray, batches: list[np.ndarray], packed: bool = False) -> np.ndarray:
+    """Tokens of every batch (i64), end to end where it is packed, else with its padding."""
+    if packed:
+        return np.array([lengths[batch].sum() for batch in batches], dtype=np.int64)
     return np.array([len(batch) * lengths[batch].max() for batch in batches], dtype=np.int64)
+
+
+def useful(
+    lengths: np.ndarray, row_order: np.ndarray, *, batch_size: int, micro_batch_size: int, packed: bool
+) -> list[float]:
+    """Share of the tokens that are no padding, in each epoch."""
+    found = []
+    for start in range(0, len(row_order), len(lengths)):
+        epoch = row_order[start : start + len(lengths)]
+        batches = micro_batches(epoch, batch_size=batch_size, micro_batch_size=micro_batch_size)
+        found.append(float(lengths[epoch].sum() / tokens_of(lengths, batches, packed).sum()))
+    return found

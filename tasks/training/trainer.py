@@ -35,6 +35,7 @@ class AdapterTrainer(SFTTrainer):
 
     loraplus_ratio: float | None
     watch: Watch
+    packed: bool
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: what an adapter is gets recorded where it is registered."""
@@ -103,13 +104,13 @@ def make(
         train_dataset=_ordered(training, order, micro * attempt.processes if attempt.processes > 1 else 1),
         processing_class=tokenizer,
         # Its padding is masked by position, so a pad token that is also an end of turn stays trained.
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=_padding(tokenizer)),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=_padding(tokenizer), padding_free=recipe.packing),
         callbacks=[watch],
     )
     if trainer.args.device.type == "cpu":
         # With several processes it says cpu:0, from where torch cannot read a checkpoint's state again.
         trainer.args.__dict__["_setup_devices"] = torch.device("cpu")
-    trainer.watch = watch
+    trainer.watch, trainer.packed = watch, recipe.packing
     trainer.loraplus_ratio = recipe.loraplus_ratio
     # The constructor casts a quantised model's adapter to bfloat16, and a checkpoint comes back in float32:
     # a resumed run would go on with another arithmetic.
@@ -146,7 +147,7 @@ def longest_batch_fits(
     So a run that cannot end shows it in its first minute. Raises WorldFailed when this loss is not finite.
     """
     batches = rows.micro_batches(order, batch_size=batch_size, micro_batch_size=micro)
-    largest = int(rows.padded(training.lengths, batches).argmax())
+    largest = int(rows.tokens_of(training.lengths, batches, trainer.packed).argmax())
     first = sum(len(batch) for batch in batches[:largest])
     inputs = trainer.data_collator([trainer.train_dataset[first + i] for i in range(len(batches[largest]))])
     learned = int((inputs["labels"] != rows.IGNORED).sum())

@@ -49,8 +49,11 @@ def test_an_adapter_survives_kills_and_a_preemption_unchanged(
     base: BaseSnapshot,
     store: Store,
     tmp_path: Path,
+    nightowl_home: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    night = recipe(backend=backend, dropout=0.1, micro_batch_size=2)
+    mirrors = ["wandb", "swanlab"]
+    night = recipe(backend=backend, dropout=0.1, micro_batch_size=2, trackers=mirrors)
     seen: list[Progress] = []
     adapter = train(night, mixture, base, store, seen.append)
 
@@ -121,6 +124,9 @@ def test_an_adapter_survives_kills_and_a_preemption_unchanged(
     steps = [json.loads(line)["step"] for line in (other.folder(resumed) / "progress.jsonl").open()]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert not list((tmp_path / "other" / "work").glob("adapter-*/")), "nothing is left of the attempts"
+    for tracker in mirrors:
+        assert len(list((nightowl_home / "trackers" / tracker).glob(f"**/*run-*-{adapter.address}"))) == 1
+    assert "is not whole" not in caplog.text
 
 
 def test_the_loss_is_that_of_the_supervised_tokens_however_the_batch_is_cut(
@@ -150,7 +156,7 @@ def _loss_of_first_batch(mixture: TokenisedMixture, base: BaseSnapshot, store: S
     model = AutoModelForCausalLM.from_pretrained(store.folder(base), dtype=torch.float32)
     split = pl.read_parquet(store.folder(mixture) / "train.parquet")
     lengths = split["input_ids"].list.len().to_numpy()
-    first = rows.order(lengths, batch_size=4, epochs=1, max_steps=2, seed=0)[:4]
+    first = rows.order(lengths, batch_size=4, at_once=4, epochs=1, max_steps=2, seed=0)[:4]
     total, count = 0.0, 0
     for ids, mask in split[first.tolist()].select("input_ids", "loss_mask").iter_rows():
         with torch.no_grad():
@@ -220,5 +226,5 @@ def test_the_address_depends_on_what_changes_the_adapter(
     def address(**training: object) -> str:
         return Store.address(Adapter, adapter_inputs(recipe(**training), mixture, base))
 
-    assert address() == address(save_steps=1)
+    assert address() == address(save_steps=1) == address(trackers=["wandb"])
     assert len({address(), address(seed=1), address(rank=8), address(method="lora"), address(epochs=2)}) == 5
