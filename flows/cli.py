@@ -90,6 +90,7 @@ def plan(
     device_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Plan for a GPU with this much memory instead, such as 24GB.")
     ] = None,
+    calibrate: Annotated[bool, typer.Option(help="Train a few steps, thrown away, to tell how long it takes.")] = False,
     as_json: JsonOption = False,
 ) -> Any:
     """Say what a night would do, without doing it: settings, revisions, stages, and whether it fits here."""
@@ -98,7 +99,7 @@ def plan(
     from tasks.plan import plan as make_plan
     from tasks.store import Store
 
-    made = make_plan(loaded, Store.open(), device_memory)
+    made = make_plan(loaded, Store.open(), device_memory, calibrate)
 
     def say() -> None:
         _say_settings(settings)

@@ -1,10 +1,17 @@
-"""Train the candidates, one after the other, each in a flow run of its own (pool: gpu)."""
+"""Train the candidates, each in a flow run of its own (pool: gpu).
+
+Here they run one after the other. On the pools all are asked for at once, and the pool runs as many as its concurrency
+limit and its workers allow: a Job with a GPU each on Kubernetes, elsewhere a worker a GPU, with CUDA_VISIBLE_DEVICES.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
+from threading import Thread
 from typing import cast
 from uuid import UUID
 
@@ -105,21 +112,46 @@ def train_each(
     """
     adapters, failed = dict[str, Adapter](), dict(data.unmixed)
     last: NightowlError | None = None
-    for proposal in proposals:
-        if proposal.name in failed:
-            continue
-        if proposal.values:
-            log.info("  %s: %s", proposal.name, ", ".join(f"{name} {v}" for name, v in proposal.values.items()))
-        try:
-            adapters[proposal.name] = placed(recipe, train_adapter, proposal.name)(
-                proposal, data.of(proposal.name), night
-            )
-        except Preempted:
-            raise
-        except NightowlError as error:
-            last, failed[proposal.name] = error, str(error)
-            log.warning("  %s: %s", proposal.name, error)
+    mixed = [proposal for proposal in proposals if proposal.name not in failed]
+    for proposal, made in _trained(recipe, mixed, data, night):
+        if isinstance(made, Adapter):
+            adapters[proposal.name] = made
+        else:
+            last, failed[proposal.name] = made, str(made)
+            log.warning("  %s: %s", proposal.name, made)
     if last and not adapters:
         tell(recipe, proposals, {}, {}, failed, Store.open())
         raise last
     return adapters, failed
+
+
+def _trained(
+    recipe: Recipe, proposals: Sequence[Proposal], data: Data, night: str
+) -> Iterator[tuple[Proposal, Adapter | NightowlError]]:
+    """Each candidate with its adapter or with what its training raised, in their order. Raises Preempted."""
+
+    def trained(proposal: Proposal) -> Adapter | NightowlError:
+        if proposal.values:
+            log.info("  %s: %s", proposal.name, ", ".join(f"{name} {v}" for name, v in proposal.values.items()))
+        try:
+            return placed(recipe, train_adapter, proposal.name)(proposal, data.of(proposal.name), night)
+        except Preempted:
+            raise
+        except NightowlError as error:
+            return error
+
+    if recipe.placement == "here" or len(proposals) < 2:
+        yield from ((proposal, trained(proposal)) for proposal in proposals)
+        return
+    asked = [(proposal, Future[Adapter | NightowlError]()) for proposal in proposals]
+
+    def answer(proposal: Proposal, to: Future[Adapter | NightowlError]) -> None:
+        try:
+            to.set_result(trained(proposal))
+        except BaseException as error:
+            to.set_exception(error)
+
+    for one in asked:
+        # As a child of this flow run, which the context knows; a night that is told to stop waits for none of them.
+        Thread(target=copy_context().run, args=(answer, *one), daemon=True).start()
+    yield from ((proposal, to.result()) for proposal, to in asked)

@@ -24,7 +24,7 @@ from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store, home
-from tasks.train import adapter_inputs
+from tasks.train import adapter_inputs, calibration
 from tasks.training import Adapter, estimate, fitting, longest, shape_of, steps
 from tasks.validate import conversations_inputs
 
@@ -58,11 +58,12 @@ class Plan(BaseModel):
     needs: tuple[Need, ...]
 
 
-def plan(recipe: Recipe, store: Store, device_memory: str | None = None) -> Plan:
+def plan(recipe: Recipe, store: Store, device_memory: str | None = None, calibrate: bool = False) -> Plan:
     """What a night of this recipe would do now; with `device_memory`, such as "24GB", on a GPU of that size.
 
-    Asks each source what it points at; fetches, trains and writes nothing. Raises BadInput and WorldFailed
-    as `fetch` does for a source that cannot be resolved.
+    Asks each source what it points at; fetches and writes nothing, and trains nothing but, with `calibrate`, a few
+    steps that are thrown away. Raises BadInput and WorldFailed as `fetch` does for a source that cannot be resolved,
+    and BadInput for a calibration of what is not in the store yet.
     """
     base_pinned = base_inputs(recipe.base)
     base = store.find(BaseSnapshot, Store.address(BaseSnapshot, base_pinned))
@@ -89,8 +90,10 @@ def plan(recipe: Recipe, store: Store, device_memory: str | None = None) -> Plan
         adapter = store.find(Adapter, Store.address(Adapter, adapter_inputs(recipe, mixture, base)))
     stages += _after(recipe, mixture, adapter, store)
     needs = [_disk(), _memory(recipe, base, mixture, adapter, store, device_memory)]
+    if calibrate and not (mixture and base):
+        raise BadInput("--calibrate", "a mixture", "is not in the store yet", "Run `nightowl mix` first.")
     if mixture and base and not adapter and device_memory is None:
-        needs += _time(recipe, base, mixture, store)
+        needs.append(_time(recipe, base, mixture, store, calibrate))
     return Plan(stages=tuple(stages), needs=tuple(needs))
 
 
@@ -181,14 +184,24 @@ def _longest_row(store: Store, mixture: TokenisedMixture) -> int:
     return int(rows.select(pl.col("input_ids").list.len().max()).collect().item())
 
 
-def _time(recipe: Recipe, base: BaseSnapshot, mixture: TokenisedMixture, store: Store) -> Iterator[Need]:
-    """Training's time at the speed of the latest night on this base and device; nothing where there was none."""
-    nights = [known for known in store.all(Adapter) if known.base == base.address and known.seconds > 0]
-    if not nights:
-        return
+def _time(recipe: Recipe, base: BaseSnapshot, mixture: TokenisedMixture, store: Store, calibrate: bool) -> Need:
+    """Training's time, at the speed of a few steps now or of the latest night on this base and device."""
     training, split = recipe.training, mixture.splits["train"]
     total = steps(split.rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     tokens = split.tokens * min(training.epochs, total * training.batch_size / split.rows)
+    if calibrate:
+        found = calibration(recipe, mixture, base, store)
+        minutes = (tokens / found.tokens_per_second + found.around_seconds) / 60
+        detail = f"training takes about {minutes:.0f} minutes, {total} steps at {found.tokens_per_second:.0f} tokens/s"
+        detail += (
+            f" as measured over {found.steps} steps now, and {found.around_seconds:.0f} s around them; peak memory "
+        )
+        detail += f"of these {found.peak_memory / GIB:.1f} GiB, {found.micro_batch_size} rows a pass"
+        return Need(name="time", fits=True, detail=detail)
+    nights = [known for known in store.all(Adapter) if known.base == base.address and known.seconds > 0]
+    if not nights:
+        unknown = f"{total} steps; how long they take is not known before a first night: --calibrate trains a few now"
+        return Need(name="time", fits=True, detail=unknown)
     speed = nights[-1].tokens / nights[-1].seconds
     detail = f"training takes about {tokens / speed / 60:.0f} minutes at the {speed:.0f} tokens/s of the latest night"
-    yield Need(name="time", fits=True, detail=f"{detail} on this base, {total} steps")
+    return Need(name="time", fits=True, detail=f"{detail} on this base, {total} steps")

@@ -7,15 +7,20 @@ an attempt that failed and not the end of the night; what it had saved is where 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from tasks.doctor import free_memory
 from tasks.errors import BadInput, WorldFailed
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Training
 from tasks.sources import BaseSnapshot
-from tasks.store import Manifest, Store, code_digest, file_digest
+from tasks.store import Manifest, Store, code_digest, file_digest, home
 from tasks.training import (
     BACKENDS,
     LOG,
@@ -34,6 +39,8 @@ from tasks.training import (
 )
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth-zoo", "bitsandbytes")
+
+_CALIBRATION = 5  # steps
 
 _WITHOUT_EFFECT = ("save_steps", "trackers")  # on the adapter
 
@@ -109,6 +116,46 @@ def train(
     return adapter
 
 
+class Calibration(BaseModel):
+    """What a few steps measured: speed after the first, seconds of a run that are no steps, peak memory in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: int
+    tokens_per_second: float
+    around_seconds: float
+    peak_memory: int
+    micro_batch_size: int
+
+
+def calibration(recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot, store: Store) -> Calibration:
+    """Train the first few steps of the recipe's run in a folder that is thrown away; raises as `train` does."""
+    few = recipe.training.model_copy(update={"max_steps": _CALIBRATION, "warmup_steps": 0, "save_steps": 10**6})
+    require_possible(few)
+    seen: list[Progress] = []
+    with TemporaryDirectory(dir=home()) as work:
+        began = time.monotonic()
+        spec = training_spec(recipe.model_copy(update={"training": few}), mixture, base, store, Path(work))
+        found = run(spec, BACKENDS[few.backend], seen.append, restarts=0)
+        whole = time.monotonic() - began
+    # The first step pays for what is compiled and allocated once; where it is the only one, it has to do.
+    counted = seen[1:] or seen
+    tokens = sum(p.tokens_per_second * (p.seconds - before) for before, p in _since(seen) if p in counted)
+    seconds = sum(p.seconds - before for before, p in _since(seen) if p in counted)
+    return Calibration(
+        steps=found.steps,
+        tokens_per_second=tokens / seconds,
+        around_seconds=max(0.0, whole - found.seconds),
+        peak_memory=found.peak_memory,
+        micro_batch_size=found.environment["micro_batch_size"],
+    )
+
+
+def _since(seen: Sequence[Progress]) -> list[tuple[float, Progress]]:
+    """Each step with the seconds at which the one before it ended."""
+    return list(zip([0.0, *(p.seconds for p in seen)], seen, strict=False))
+
+
 def training_spec(
     recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot, store: Store, work: Path
 ) -> TrainingSpec:
@@ -128,6 +175,7 @@ def training_spec(
         max_length=recipe.base.max_length if recipe.quality.over_length != "keep" else LONGEST,
         chat_template=recipe.base.chat_template,
         training=recipe.training,
+        memory=free_memory(),
     )
 
 

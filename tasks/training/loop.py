@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import BadInput, WorldFailed
-from tasks.training import adapter_folder, checkpoints, method, packing, parity, rows
+from tasks.training import adapter_folder, checkpoints, memory, method, packing, parity, rows
 from tasks.training.child import Attempt, Stopped
 from tasks.training.environment import describe, peak_memory
 from tasks.training.spec import ADAPTER, CHECKPOINTS, MICRO_BATCH, TrainingResult, TrainingSpec
@@ -181,7 +181,7 @@ def _trial(
     recipe = attempt.spec.training
     note = attempt.spec.work / MICRO_BATCH
     share = recipe.batch_size // attempt.processes
-    micro = int(note.read_text()) if note.is_file() else recipe.micro_batch_size or share
+    micro = int(note.read_text()) if note.is_file() else _first_try(attempt.spec, share, data)
     while True:
         set_seed(recipe.seed)
         trainer = trainers.make(attempt, backend.trainer(), model, tokenizer, data.training, data.order, micro, before)
@@ -198,6 +198,25 @@ def _trial(
     if attempt.first:
         note.write_text(str(micro))
     return trainer, micro
+
+
+def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:
+    """Rows of a forward pass to begin with: the recipe's, or all of a step that the device should take.
+
+    A GPU says when its memory runs out, so all are tried there; a CPU's process is killed without a word, so there the
+    estimate counts. Where the base's config does not tell its shape, all are tried as well.
+    """
+    import torch
+
+    if spec.training.micro_batch_size or torch.cuda.is_available() or spec.memory is None:
+        return spec.training.micro_batch_size or share
+    try:
+        shape = memory.shape_of(spec.base_folder, spec.training)
+    except (OSError, ValueError, AttributeError):
+        return share
+    longest = int(data.training.lengths.max())
+    free = spec.memory // spec.training.processes
+    return memory.fitting(shape, spec.training, length=longest, memory=free, gpu=False) or 1
 
 
 def _reloaded(backend: Backend, spec: TrainingSpec, asked: list[list[int]]) -> Any:

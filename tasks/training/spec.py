@@ -29,7 +29,8 @@ class TrainingSpec(BaseModel):
     """All that a training process needs; it reads nothing else.
 
     `base_weights`: digest of the base's weight files. `rate_scale`: factor on the learning rate, less
-    than 1 after a run that diverged. `validation` is None where that split is empty.
+    than 1 after a run that diverged. `validation` is None where that split is empty. `memory`: bytes that training may
+    take on this machine's CPU; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class TrainingSpec(BaseModel):
     chat_template: str | None
     training: Training
     rate_scale: float = 1.0
+    memory: int | None = None
 
 
 class TrainingResult(BaseModel):

@@ -19,7 +19,7 @@ from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
-from tasks.train import adapter_inputs, train
+from tasks.train import adapter_inputs, calibration, train
 from tasks.training import Adapter, Progress, require_base, rows
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -218,6 +218,20 @@ def test_a_warm_up_longer_than_the_run_is_refused(
 ) -> None:
     with pytest.raises(BadInput, match=r"training\.warmup_steps"):
         train(recipe(warmup_steps=6), mixture, base, store)
+
+
+def test_a_calibration_says_how_long_it_takes_and_leaves_nothing(
+    recipe: Callable[..., Recipe], mixture: TokenisedMixture, base: BaseSnapshot, store: Store, nightowl_home: Path
+) -> None:
+    before = sorted(nightowl_home.rglob("*"))
+    found = calibration(recipe(backend="transformers"), mixture, base, store)
+    assert found.steps == 5
+    assert found.tokens_per_second > 0
+    assert found.around_seconds > 0
+    assert found.peak_memory > 50e6
+    assert found.micro_batch_size == 4
+    cache = nightowl_home / "cache"
+    assert [path for path in sorted(nightowl_home.rglob("*")) if not path.is_relative_to(cache)] == before
 
 
 def test_the_address_depends_on_what_changes_the_adapter(

@@ -176,6 +176,53 @@ def test_where_the_longest_batch_is_too_much_it_is_cut_before_the_first_step(
     assert cut.losses == pytest.approx(train_here().losses, rel=0.01)
 
 
+@pytest.mark.parametrize(("free", "micro"), [(64 * 10**9, 4), (10**8, 1)])
+def test_where_memory_runs_short_a_cpu_begins_with_fewer_rows_a_pass(
+    free: int, micro: int, train_here: Callable[..., Any]
+) -> None:
+    """A CPU's process is killed without a word, so what was estimated counts; the global batch stays."""
+
+    def with_memory(attempt: Attempt) -> None:
+        attempt.spec = attempt.spec.model_copy(update={"memory": free})
+
+    found = train_here(max_steps=2, warmup_steps=0, arrange=with_memory).result
+    assert found.environment["micro_batch_size"] == micro
+    assert found.steps == 2
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(
+    train_here: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the trainer's own state files, sealed as if it were whole, with a pickle in it that writes a file."""
+    import pickle
+
+    import torch
+
+    from tasks.training import checkpoints
+
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.write_text, (tmp_path / "planted", "ran")
+
+    work = tmp_path / "job"
+    with pytest.raises(Stopped):
+        train_here(work=work, arrange=stop_at(1))
+    (checkpoint,) = (work / "checkpoints").iterdir()
+    states = sorted(path.name for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(states)
+    for name in states:
+        whole = (checkpoint / name).read_bytes()
+        torch.save({"state": Planted()}, checkpoint / name)
+        checkpoints.seal(checkpoint)
+        if name == "training_args.bin":  # written, and never read
+            train_here(work=shutil.copytree(work, tmp_path / "other"))
+        else:
+            with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights"):
+                train_here(work=work)
+        assert not (tmp_path / "planted").exists()
+        (checkpoint / name).write_bytes(whole)
+
+
 def test_a_row_that_is_too_much_by_itself_is_said_before_training(
     train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

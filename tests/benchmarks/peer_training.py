@@ -1,0 +1,185 @@
+"""One library's training of the rows of bench_peers.py, in whichever environment has it. Prints one line of JSON.
+
+    python peer_training.py LIBRARY FOLDER
+
+LIBRARY: unsloth, trl, llamafactory or swift; FOLDER holds base/, rows.jsonl (messages), ids.parquet (input_ids and
+labels, in the order of training) and plan.json. `seconds`: of the trainer's loop; `cpu`: CPU seconds of the process
+meanwhile; `tokens`: real ones that went through it, `padded`: with padding; `peak`: largest resident size, bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def measured(train: Callable[[], Any]) -> dict[str, float]:
+    """What `train` took, seen from transformers' own Trainer, which all of these train with."""
+    import torch
+    import transformers
+
+    found = {"seconds": 0.0, "cpu": 0.0, "tokens": 0, "padded": 0}
+    loop = transformers.Trainer._inner_training_loop
+
+    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun, cpu = time.perf_counter(), time.process_time()
+        ended = loop(self, *args, **kwargs)
+        found["seconds"] += time.perf_counter() - begun
+        found["cpu"] += time.process_time() - cpu
+        return ended
+
+    transformers.Trainer._inner_training_loop = timed
+    embed = torch.nn.Embedding.forward
+
+    def counted(self: Any, ids: Any) -> Any:
+        # Each forward pass of training looks its tokens up once; padding is the id that plan.json names.
+        if torch.is_grad_enabled() and ids.dim() == 2:
+            found["padded"] += ids.numel()
+        return embed(self, ids)
+
+    torch.nn.Embedding.forward = counted
+    train()
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return found | {"peak": 1024 * int(status.partition("VmHWM:")[2].split()[0])}
+
+
+def trl_config(place: Path, plan: dict[str, Any], **more: Any) -> Any:
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(place / "out"),
+        per_device_train_batch_size=plan["batch_size"],
+        max_steps=plan["steps"],
+        learning_rate=plan["rate"],
+        warmup_steps=1,
+        max_length=plan["max_length"],
+        bf16=True,
+        use_cpu=True,
+        seed=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        **more,
+    )
+
+
+def rows(place: Path) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_parquet(str(place / "ids.parquet"), cache_dir=str(place / "cache"))
+
+
+def unsloth(place: Path, plan: dict[str, Any]) -> None:
+    """Unsloth's own loop, as its notebooks write it, over tokenised rows in the order that Nightowl trains them."""
+    from unsloth import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(place / "base"), max_seq_length=plan["max_length"], load_in_4bit=True, local_files_only=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=16, lora_alpha=32, target_modules=LORA, use_gradient_checkpointing=False, random_state=0
+    )
+    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    SFTTrainer(
+        model=model,
+        args=trl_config(
+            place,
+            plan,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            shuffle_dataset=False,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=rows(place),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=plan["pad"]),
+    ).train()
+
+
+def trl(place: Path, plan: dict[str, Any]) -> None:
+    """TRL and PEFT as their documentation puts them together: batches as they come."""
+    import torch
+    import transformers
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from trl import SFTTrainer
+
+    class OnCpu(SFTTrainer):
+        compute_loss = transformers.Trainer.compute_loss  # TRL's own is a Triton kernel
+
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    OnCpu(
+        model=AutoModelForCausalLM.from_pretrained(
+            place / "base", dtype=torch.bfloat16, quantization_config=four_bit, local_files_only=True
+        ),
+        args=trl_config(place, plan, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=rows(place).shuffle(seed=0),
+        processing_class=AutoTokenizer.from_pretrained(place / "base"),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    ).train()
+
+
+def llamafactory(place: Path, plan: dict[str, Any]) -> None:
+    from llamafactory.train.tuner import run_exp
+
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    about = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    (place / "dataset_info.json").write_text(json.dumps({"rows": about}))
+    run_exp(
+        {
+            "stage": "sft", "do_train": True, "finetuning_type": "lora", "template": "smollm",
+            "model_name_or_path": str(place / "base"), "dataset": "rows", "dataset_dir": str(place),
+            "cutoff_len": plan["max_length"], "output_dir": str(place / "out"), "report_to": "none",
+            "quantization_bit": 4, "quantization_method": "bnb", "lora_rank": 16, "lora_alpha": 32,
+            "lora_target": "all", "per_device_train_batch_size": plan["batch_size"], "max_steps": plan["steps"],
+            "gradient_accumulation_steps": 1, "learning_rate": plan["rate"], "bf16": True, "use_cpu": True,
+            "logging_steps": 1, "save_strategy": "no", "overwrite_cache": True, "disable_gradient_checkpointing": True,
+            "disable_tqdm": True,
+        }
+    )  # fmt: skip
+
+
+def swift(place: Path, plan: dict[str, Any]) -> None:
+    from swift.pipelines import sft_main
+
+    given = {
+        "model": place / "base", "model_type": "llama", "template": "chatml", "tuner_type": "lora",
+        "dataset": place / "rows.jsonl", "split_dataset_ratio": 0, "torch_dtype": "bfloat16", "quant_method": "bnb",
+        "quant_bits": 4, "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear",
+        "max_length": plan["max_length"], "per_device_train_batch_size": plan["batch_size"],
+        "max_steps": plan["steps"], "gradient_accumulation_steps": 1, "learning_rate": plan["rate"],
+        "gradient_checkpointing": "false", "use_cpu": "true", "output_dir": place / "out", "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "dataset_num_proc": 1, "dataloader_num_workers": 0,
+    }  # fmt: skip
+    sft_main([part for name, value in given.items() for part in (f"--{name}", str(value))])
+
+
+def main() -> None:
+    library, place = sys.argv[1], Path(sys.argv[2])
+    plan = json.loads((place / "plan.json").read_text())
+    if library == "unsloth":
+        import unsloth as _  # noqa: F401 (before the libraries that it patches)
+    train = {"unsloth": unsloth, "trl": trl, "llamafactory": llamafactory, "swift": swift}[library]
+    found = measured(lambda: train(place, plan))
+    print(json.dumps(found), file=out)
+
+
+if __name__ == "__main__":
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        main()
