@@ -169,7 +169,7 @@ def main() -> None:
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 print(f"{name} was not measured: {error}", flush=True)
                 continue
-            one = found[name] | {"tokens": found[name]["tokens"] or int(lengths.sum())}
+            one = {"tokens": int(lengths.sum())} | found[name]
             print(
                 f"{name:24} {one['tokens'] / one['seconds']:6.0f} useful tokens/s, "
                 f"useful {min(1, one['tokens'] / one['padded']):4.0%}, peak {one['peak'] / 1e9:4.1f} GB, "

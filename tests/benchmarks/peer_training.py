@@ -3,8 +3,9 @@
     python peer_training.py LIBRARY FOLDER
 
 LIBRARY: unsloth, trl, llamafactory or swift; FOLDER holds base/, rows.jsonl (messages), ids.parquet (input_ids and
-labels, in the order of training) and plan.json. `seconds`: of the trainer's loop; `cpu`: CPU seconds of the process
-meanwhile; `tokens`: real ones that went through it, `padded`: with padding; `peak`: largest resident size, bytes.
+labels, in the order of training) and plan.json (`gpu`: on one; `micro`: rows of a forward pass, of unsloth and trl).
+`seconds`: of the trainer's loop; `cpu`: CPU seconds of the process meanwhile; `padded`: tokens that went through it,
+padding among them; `peak`: largest resident size, or what was reserved on the GPU, in bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def measured(train: Callable[[], Any]) -> dict[str, float]:
     import torch
     import transformers
 
-    found = {"seconds": 0.0, "cpu": 0.0, "tokens": 0, "padded": 0}
+    found = {"seconds": 0.0, "cpu": 0.0, "padded": 0}
     loop = transformers.Trainer._inner_training_loop
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,13 +40,15 @@ def measured(train: Callable[[], Any]) -> dict[str, float]:
     embed = torch.nn.Embedding.forward
 
     def counted(self: Any, ids: Any) -> Any:
-        # Each forward pass of training looks its tokens up once; padding is the id that plan.json names.
+        # Each forward pass of training looks its tokens up once.
         if torch.is_grad_enabled() and ids.dim() == 2:
             found["padded"] += ids.numel()
         return embed(self, ids)
 
     torch.nn.Embedding.forward = counted
     train()
+    if torch.cuda.is_available():
+        return found | {"peak": torch.cuda.max_memory_reserved()}
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return found | {"peak": 1024 * int(status.partition("VmHWM:")[2].split()[0])}
 
@@ -55,19 +58,20 @@ def trl_config(place: Path, plan: dict[str, Any], **more: Any) -> Any:
 
     return SFTConfig(
         output_dir=str(place / "out"),
-        per_device_train_batch_size=plan["batch_size"],
+        per_device_train_batch_size=plan.get("micro", plan["batch_size"]),
+        gradient_accumulation_steps=plan["batch_size"] // plan.get("micro", plan["batch_size"]),
         max_steps=plan["steps"],
         learning_rate=plan["rate"],
         warmup_steps=1,
         max_length=plan["max_length"],
         bf16=True,
-        use_cpu=True,
+        use_cpu=not plan.get("gpu"),
         seed=0,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        gradient_checkpointing=False,
+        gradient_checkpointing=bool(plan.get("gpu")),
         **more,
     )
 
@@ -123,9 +127,14 @@ def trl(place: Path, plan: dict[str, Any]) -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    OnCpu(
+    (SFTTrainer if plan.get("gpu") else OnCpu)(
         model=AutoModelForCausalLM.from_pretrained(
-            place / "base", dtype=torch.bfloat16, quantization_config=four_bit, local_files_only=True
+            place / "base",
+            dtype=torch.bfloat16,
+            quantization_config=four_bit,
+            attn_implementation="sdpa",
+            device_map={"": 0} if plan.get("gpu") else None,
+            local_files_only=True,
         ),
         args=trl_config(place, plan, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=rows(place).shuffle(seed=0),
