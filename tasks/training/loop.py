@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import BadInput, WorldFailed
+from tasks.store import write_whole
 from tasks.training import adapter_folder, checkpoints, memory, method, packing, parity, rows
 from tasks.training.child import Attempt, Stopped
 from tasks.training.environment import describe, peak_memory
@@ -56,6 +57,7 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     """
     from transformers import AutoTokenizer, set_seed
 
+    from tasks.training.trainer import out_of_memory
     from tasks.training.watch import require_trained
 
     spec, work, recipe = attempt.spec, attempt.spec.work, attempt.spec.training
@@ -76,7 +78,14 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     trainer, micro = _trial(attempt, backend, model, tokenizer, data, earlier[-1].seconds if earlier else 0.0)
 
     attempt.training_begins()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error) or micro == 1:
+            raise
+        # The trial went through and memory has come apart since: the next attempt goes on with fewer rows a pass.
+        _note(attempt, _fewer(attempt, micro))
+        raise Stopped from error
     if trainer.state.global_step < steps:
         raise Stopped
     if not attempt.first:
@@ -194,10 +203,21 @@ def _trial(
                 f"is too small for one row of {data.training.lengths.max()} tokens",
                 "Lower base.max_length or use a smaller base.",
             )
-        micro = next(m for m in range(micro // 2, 0, -1) if share % m == 0)
+        micro = _fewer(attempt, micro)
     if attempt.first:
-        note.write_text(str(micro))
+        _note(attempt, micro)
     return trainer, micro
+
+
+def _fewer(attempt: Attempt, micro: int) -> int:
+    """Half of the rows of a pass, or the next less that divides what this process takes of a step."""
+    share = attempt.spec.training.batch_size // attempt.processes
+    return next(m for m in range(micro // 2, 0, -1) if share % m == 0)
+
+
+def _note(attempt: Attempt, micro: int) -> None:
+    """For the attempts to come."""
+    write_whole(attempt.spec.work / MICRO_BATCH, str(micro))
 
 
 def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:

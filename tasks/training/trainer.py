@@ -162,7 +162,9 @@ def longest_batch_fits(
                 f"the loss is {float(loss):g} on the longest batch, before any step",
                 "The base weights or a row are damaged; fetch the base again and look at the data.",
             )
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         return False
     finally:
         trainer.model.zero_grad(set_to_none=True)
@@ -173,6 +175,11 @@ def longest_batch_fits(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return True
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator under a limit, had no more to give."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def validation_loss(trainer: AdapterTrainer, validation: rows.Rows, micro: int) -> float:

@@ -2,12 +2,11 @@
 
     python tests/benchmarks/bench_peers.py [STEPS]
 
-QLoRA of the demo's base on chats of 40 to 500 tokens, batch 8, on the CPU, each library in a process of its own and
-Nightowl through the very function a night calls: its own process, trial batch and checks among what is measured as
-`whole`. LLaMA-Factory and ms-swift are installed into environments of their own; where that fails it is said. Bare
-Unsloth gets the rows in Nightowl's order, so its row and Nightowl's differ by the flow alone. Seconds count from the
-first step to the last; compare ratios, not seconds. About six minutes on two idle cores, with the environments made.
-NIGHTOWL_BENCH_PEERS=FOLDER keeps them there.
+QLoRA of the demo's base on chats of drawn words, batch 8, on the CPU, each library in a process of its own, Nightowl's
+the one that a night starts. LLaMA-Factory and ms-swift are installed into environments of their own; where that fails
+it is said. Bare Unsloth gets the rows in Nightowl's order, so its line and Nightowl's differ by the flow alone. Seconds
+count from the first step to the last, and whole processes with imports, loading, trial batch and checks; compare
+ratios. About six minutes on two idle cores, with the environments made. NIGHTOWL_BENCH_PEERS=FOLDER keeps them there.
 """
 
 from __future__ import annotations
@@ -32,11 +31,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tasks.fetch import fetch_base
 from tasks.recipe import Base, Training
 from tasks.store import Store
-from tasks.training import BACKENDS, TrainingSpec, run, weights_digest
+from tasks.training import TrainingSpec, weights_digest
 from tasks.training.rows import order
 
 BATCH = 8
 PEERS = {"llamafactory": "llamafactory==0.9.5", "swift": "ms-swift==4.6.0"}
+WAYS = {
+    "bare Unsloth": "unsloth",
+    "Nightowl, unsloth": "nightowl",
+    "TRL + PEFT": "trl",
+    "Nightowl, transformers": "nightowl-transformers",
+    "Nightowl, packed": "nightowl-packed",
+    "LLaMA-Factory 0.9.5": "llamafactory",
+    "ms-swift 4.6.0": "swift",
+}
 WORDS = [*"abcdefghij", "night", "owl", "tree", "moves", "below", "town", "sleeps"]
 
 
@@ -58,33 +66,6 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[int],
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer = tokenizer(messages[1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
     return ids + answer, [False] * len(ids) + [True] * len(answer)
-
-
-def nightowl(place: Path, training: Training, base: Any, store: Store) -> dict[str, float]:
-    work = place / f"nightowl-{training.backend}-{training.packing}"
-    work.mkdir()
-    started = time.perf_counter()
-    spec = TrainingSpec(
-        work=work,
-        base_folder=store.folder(base),
-        base_uri=base.uri,
-        base_revision=base.revision,
-        base_weights=weights_digest(base),
-        train=place / "train.parquet",
-        validation=None,
-        max_length=1024,
-        chat_template=None,
-        training=training,
-    )
-    found = run(spec, BACKENDS[training.backend], restarts=0)
-    padded = round(found.tokens / found.environment["useful_tokens"][0])
-    return {
-        "seconds": found.seconds,
-        "tokens": found.tokens,
-        "padded": padded,
-        "peak": found.peak_memory,
-        "whole": time.perf_counter() - started,
-    }
 
 
 def environment_of(peer: str, place: Path) -> str:
@@ -150,42 +131,44 @@ def main() -> None:
         (place / "plan.json").write_text(json.dumps(plan))
         print(f"{len(made)} rows of {lengths.min()} to {lengths.max()} tokens, {lengths.sum()} in all, {steps} steps")
 
-        def training(backend: Any, packing: bool = False) -> Training:
-            return Training(backend=backend, packing=packing, batch_size=BATCH, warmup_steps=1)
-
-        ways = {
-            "bare Unsloth": lambda: peer("unsloth", place, environments),
-            "Nightowl, unsloth": lambda: nightowl(place, training("unsloth"), base, store),
-            "TRL + PEFT": lambda: peer("trl", place, environments),
-            "Nightowl, transformers": lambda: nightowl(place, training("transformers"), base, store),
-            "the same, packed": lambda: nightowl(place, training("transformers", True), base, store),
-            f"LLaMA-Factory {PEERS['llamafactory'][-5:]}": lambda: peer("llamafactory", place, environments),
-            f"ms-swift {PEERS['swift'][-5:]}": lambda: peer("swift", place, environments),
-        }
+        spec = TrainingSpec(
+            work=place,
+            base_folder=place / "base",
+            base_uri=base.uri,
+            base_revision=base.revision,
+            base_weights=weights_digest(base),
+            train=place / "train.parquet",
+            validation=None,
+            max_length=1024,
+            chat_template=None,
+            training=Training(batch_size=BATCH, warmup_steps=1),
+        )
+        (place / "spec.json").write_text(spec.model_dump_json())
         found: dict[str, dict[str, float]] = {}
-        for name, way in ways.items():
+        for name, library in WAYS.items():
             try:
-                found[name] = way()
+                found[name] = one = peer(library, place, environments)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 print(f"{name} was not measured: {error}", flush=True)
                 continue
-            one = {"tokens": int(lengths.sum())} | found[name]
+            tokens = int(lengths.sum())
             print(
-                f"{name:24} {one['tokens'] / one['seconds']:6.0f} useful tokens/s, "
-                f"useful {min(1, one['tokens'] / one['padded']):4.0%}, peak {one['peak'] / 1e9:4.1f} GB, "
+                f"{name:24} {tokens / one['seconds']:5.0f} tokens/s, {tokens / one['cpu']:5.0f} per CPU-second, "
+                f"useful {min(1, tokens / one['padded']):4.0%}, peak {one['peak'] / 1e9:4.1f} GB, "
                 f"loop {one['seconds']:5.1f} s, whole process {one['whole']:5.1f} s",
                 flush=True,
             )
-        for ours in ("Nightowl, unsloth", "Nightowl, transformers", "the same, packed"):
-            for name, one in found.items():
-                if not name.startswith(("Nightowl", "the same")) and ours in found:
-                    print(
-                        f"{ours}: {one['seconds'] / found[ours]['seconds']:.2f} times the tokens/s of {name}, "
-                        f"{found[ours]['peak'] / one['peak']:.2f} of its memory"
-                    )
+        for ours in (name for name in found if name.startswith("Nightowl")):
+            for name in (name for name in found if not name.startswith("Nightowl")):
+                faster, cheaper = (found[name][what] / found[ours][what] for what in ("seconds", "cpu"))
+                print(
+                    f"{ours}: {faster:.2f} times the tokens/s of {name}, {cheaper:.2f} per CPU-second, "
+                    f"{found[ours]['peak'] / found[name]['peak']:.2f} of its memory"
+                )
         if {"bare Unsloth", "Nightowl, unsloth"} <= set(found):
-            over = found["Nightowl, unsloth"]["seconds"] / found["bare Unsloth"]["seconds"] - 1
-            print(f"the flow around bare Unsloth's loop costs {over:+.1%}")
+            one, other = found["Nightowl, unsloth"], found["bare Unsloth"]
+            wall, cpu = (one[what] / other[what] - 1 for what in ("seconds", "cpu"))
+            print(f"the flow around bare Unsloth's loop costs {wall:+.1%} of its time, {cpu:+.1%} of its CPU-seconds")
 
 
 if __name__ == "__main__":

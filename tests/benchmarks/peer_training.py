@@ -2,10 +2,10 @@
 
     python peer_training.py LIBRARY FOLDER
 
-LIBRARY: unsloth, trl, llamafactory or swift; FOLDER holds base/, rows.jsonl (messages), ids.parquet (input_ids and
-labels, in the order of training) and plan.json (`gpu`: on one; `micro`: rows of a forward pass, of unsloth and trl).
-`seconds`: of the trainer's loop; `cpu`: CPU seconds of the process meanwhile; `padded`: tokens that went through it,
-padding among them; `peak`: largest resident size, or what was reserved on the GPU, in bytes.
+LIBRARY: one of those in main; FOLDER holds base/, rows.jsonl (messages), ids.parquet (input_ids and labels, in the
+order of training), spec.json (of Nightowl) and plan.json (`gpu`: on one; `micro`: rows of a forward pass, of unsloth
+and trl). `seconds`: of the trainer's loop; `cpu`: CPU seconds of the process meanwhile; `padded`: tokens that went
+through it, padding among them; `peak`: largest resident size, or what was reserved on the GPU, in bytes.
 """
 
 from __future__ import annotations
@@ -178,13 +178,38 @@ def swift(place: Path, plan: dict[str, Any]) -> None:
     sft_main([part for name, value in given.items() for part in (f"--{name}", str(value))])
 
 
+def nightowl(place: Path, plan: dict[str, Any], backend: str, packing: bool = False) -> None:
+    """What a night's training process does, from spec to adapter."""
+    import os
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tasks.training import BACKENDS, TrainingSpec
+    from tasks.training.child import Attempt
+
+    given = json.loads((place / "spec.json").read_text())
+    work = place / f"nightowl-{backend}-{packing}"
+    work.mkdir()
+    spec = TrainingSpec.model_validate(given | {"work": work})
+    training = spec.training.model_copy(update={"backend": backend, "packing": packing})
+    attempt = Attempt(spec.model_copy(update={"training": training}), os.open(os.devnull, os.O_WRONLY))
+    __import__(BACKENDS[backend], fromlist=["train"]).train(attempt)
+
+
 def main() -> None:
     library, place = sys.argv[1], Path(sys.argv[2])
     plan = json.loads((place / "plan.json").read_text())
-    if library == "unsloth":
+    if library in ("unsloth", "nightowl"):
         import unsloth as _  # noqa: F401 (before the libraries that it patches)
-    train = {"unsloth": unsloth, "trl": trl, "llamafactory": llamafactory, "swift": swift}[library]
-    found = measured(lambda: train(place, plan))
+    ways: dict[str, Callable[[], None]] = {
+        "unsloth": lambda: unsloth(place, plan),
+        "trl": lambda: trl(place, plan),
+        "llamafactory": lambda: llamafactory(place, plan),
+        "swift": lambda: swift(place, plan),
+        "nightowl": lambda: nightowl(place, plan, "unsloth"),
+        "nightowl-transformers": lambda: nightowl(place, plan, "transformers"),
+        "nightowl-packed": lambda: nightowl(place, plan, "transformers", packing=True),
+    }
+    found = measured(ways[library])
     print(json.dumps(found), file=out)
 
 

@@ -223,6 +223,37 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(
         (checkpoint / name).write_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    "error", ["OutOfMemoryError('CUDA out of memory')", 'RuntimeError("can\'t allocate memory: you tried")']
+)
+def test_simulated_memory_that_runs_out_later_is_gone_on_from_with_fewer_rows(
+    error: str, train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After the trial, as when a GPU's memory comes apart: from the last checkpoint, at the same global batch."""
+    import torch
+
+    from tasks.training import trainer
+
+    step = trainer.AdapterTrainer.training_step
+    passes = [0]
+
+    def runs_out(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
+        passes[0] += 1
+        if passes[0] == 5:
+            raise eval(error, vars(torch) | {"RuntimeError": RuntimeError})
+        return step(self, model, inputs, *more)
+
+    work = tmp_path / "job"
+    monkeypatch.setattr(trainer.AdapterTrainer, "training_step", runs_out)
+    with pytest.raises(Stopped):  # the parent makes another attempt
+        train_here(work=work)
+    found = train_here(work=work)
+    assert found.result.resumed == 2
+    assert found.result.environment["micro_batch_size"] == 2
+    monkeypatch.setattr(trainer.AdapterTrainer, "training_step", step)
+    assert found.losses == pytest.approx(train_here().losses, rel=0.01)
+
+
 def test_a_row_that_is_too_much_by_itself_is_said_before_training(
     train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
