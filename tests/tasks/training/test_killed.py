@@ -16,7 +16,7 @@ from tasks.store import Store
 from tasks.train import training_spec
 from tasks.training import process
 
-KILLS = int(os.environ.get("NIGHTOWL_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("NIGHTOWL_TEST_KILLS", "4"))
 
 
 def test_whenever_it_is_killed_the_adapter_is_the_undisturbed_one_bit_for_bit(

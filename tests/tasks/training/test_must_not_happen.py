@@ -146,8 +146,12 @@ def test_the_end_of_a_turn_is_learned_though_it_is_the_padding_and_generation_st
     assert GenerationConfig.from_pretrained(found.adapter).eos_token_id == [END, OTHER_END]
 
 
-def test_where_the_longest_batch_is_too_much_it_is_cut_before_the_first_step(
-    train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_simulated_where_the_longest_batch_is_too_much_it_is_cut_before_the_first_step(
+    train_here: Callable[..., Any],
+    mixture: TokenisedMixture,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Memory runs out from two rows on: four become one, the global batch and its curve stay, later attempts know."""
     import torch
@@ -156,9 +160,11 @@ def test_where_the_longest_batch_is_too_much_it_is_cut_before_the_first_step(
 
     step = trainer.AdapterTrainer.training_step
     tried: list[int] = []
+    tokens: list[int] = []
 
     def small(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
         tried.append(len(inputs["input_ids"]))
+        tokens.append(inputs["input_ids"].numel())
         if tried[-1] > 1:
             raise torch.OutOfMemoryError("out of memory")
         return step(self, model, inputs, *more)
@@ -168,6 +174,8 @@ def test_where_the_longest_batch_is_too_much_it_is_cut_before_the_first_step(
     with pytest.raises(Stopped):
         train_here(work=work, arrange=stop_at(1))
     assert tried == [4, 2, 1, *[1] * 8]
+    lengths = pl.read_parquet(store.folder(mixture) / "train.parquet")["input_ids"].list.len()
+    assert tokens[2] == lengths.max()  # the longest row of all, before any other
     tried.clear()
     cut = train_here(work=work)
     assert set(tried) == {1}
@@ -254,7 +262,7 @@ def test_simulated_memory_that_runs_out_later_is_gone_on_from_with_fewer_rows(
     assert found.losses == pytest.approx(train_here().losses, rel=0.01)
 
 
-def test_a_row_that_is_too_much_by_itself_is_said_before_training(
+def test_simulated_a_row_that_is_too_much_by_itself_is_said_before_training(
     train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -372,7 +380,7 @@ def test_after_a_loss_that_is_not_finite_the_last_checkpoint_goes_on_at_half_the
     assert reported[-4:] == [0.005] * 4
 
 
-def test_a_full_disk_is_seen_before_a_checkpoint_is_written(
+def test_simulated_a_full_disk_is_seen_before_a_checkpoint_is_written(
     train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     free = type("usage", (), {"free": 60 * 2**20})
