@@ -150,7 +150,6 @@ def _data(attempt: Attempt, tokenizer: Any) -> _Data:
     order = rows.order(
         training.lengths,
         batch_size=recipe.batch_size,
-        at_once=recipe.micro_batch_size or recipe.batch_size // attempt.processes,
         epochs=recipe.epochs,
         max_steps=recipe.max_steps,
         seed=recipe.seed,

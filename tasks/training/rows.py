@@ -126,16 +126,14 @@ def steps(rows: int, *, batch_size: int, epochs: float, max_steps: int | None) -
     return min(full, max_steps) if max_steps else full
 
 
-def order(
-    lengths: np.ndarray, *, batch_size: int, at_once: int, epochs: float, max_steps: int | None, seed: int
-) -> np.ndarray:
+def order(lengths: np.ndarray, *, batch_size: int, epochs: float, max_steps: int | None, seed: int) -> np.ndarray:
     """Row numbers in the order of training (i64), every epoch's rows once, batches of like length.
 
     The order is fixed before the first step and depends on the seed alone, so that a resumed run goes on with the very
-    next row. An epoch's rows are shuffled, sorted by length within windows of some batches, and the batches of a window
-    shuffled again: little padding without a curriculum. The window is the shortest, from 50 batches or a quarter of a
-    shorter epoch on, with which USEFUL of each epoch's tokens are no padding, and at most the epoch. `at_once`: rows of
-    a forward pass.
+    next row; and not on how a batch is cut into passes, so that the curve is the same however that is. An epoch's rows
+    are shuffled, sorted by length within windows of some batches, and the batches of a window shuffled again: little
+    padding without a curriculum. The window is the shortest, from 50 batches or a quarter of a shorter epoch on, with
+    which USEFUL of each epoch's tokens are no padding where a pass takes a whole batch, and at most the epoch.
     """
     rng = np.random.default_rng(seed)
     total = math.ceil(len(lengths) * epochs - 1e-9)
@@ -146,18 +144,16 @@ def order(
         shuffled = rng.permutation(len(lengths))[: total - start]
         # Where an epoch ends within a batch, the next one fills it up.
         lead = min(-start % batch_size, len(shuffled))
-        ordered += [shuffled[:lead], _grouped(shuffled[lead:], lengths, batch_size, at_once, rng)]
+        ordered += [shuffled[:lead], _grouped(shuffled[lead:], lengths, batch_size, rng)]
     return np.concatenate(ordered).astype(np.int64)
 
 
-def _grouped(
-    shuffled: np.ndarray, lengths: np.ndarray, batch_size: int, at_once: int, rng: np.random.Generator
-) -> np.ndarray:
+def _grouped(shuffled: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """An epoch's rows in batches of like length, from as short a window as will do."""
     window = batch_size * min(50, max(1, len(shuffled) // (4 * batch_size)))
     while True:
         ordered = _sorted_in_windows(shuffled, lengths, batch_size, window, deepcopy(rng))
-        batches = micro_batches(ordered, batch_size=batch_size, micro_batch_size=at_once)
+        batches = micro_batches(ordered, batch_size=batch_size, micro_batch_size=batch_size)
         if window >= len(shuffled) or lengths[ordered].sum() >= USEFUL * tokens_of(lengths, batches).sum():
             return ordered
         window *= 2

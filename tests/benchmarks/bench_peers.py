@@ -123,7 +123,7 @@ def main() -> None:
         frame = pl.DataFrame({"input_ids": [m[0] for m in made], "loss_mask": [m[1] for m in made]}, schema=schema)
         frame.write_parquet(place / "train.parquet")
         lengths = np.array([len(ids) for ids, _ in made])
-        how = {"batch_size": BATCH, "at_once": BATCH, "epochs": 1.0, "max_steps": None, "seed": 0}
+        how = {"batch_size": BATCH, "epochs": 1.0, "max_steps": None, "seed": 0}
         ordered = [made[row] for row in order(lengths, **how)]
         labels = [[i if m else -100 for i, m in zip(ids, mask, strict=True)] for ids, mask in ordered]
         pl.DataFrame({"input_ids": [ids for ids, _ in ordered], "labels": labels}).write_parquet(place / "ids.parquet")

@@ -76,7 +76,7 @@ def test_a_resumed_run_goes_on_with_the_very_next_row_and_the_ids_are_the_splits
     whole = train_here()
     split = pl.read_parquet(store.folder(mixture) / "train.parquet")["input_ids"].to_list()
     lengths = pl.Series([len(ids) for ids in split]).to_numpy()
-    order = rows.order(lengths, batch_size=4, at_once=4, epochs=1, max_steps=None, seed=0)
+    order = rows.order(lengths, batch_size=4, epochs=1, max_steps=None, seed=0)
     assert seen == [split[row] for row in order]
 
     seen.clear()

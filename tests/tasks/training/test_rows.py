@@ -77,17 +77,17 @@ def test_a_turn_has_to_end_in_a_token_that_stops(tmp_path: Path) -> None:
 )
 def test_every_epoch_sees_every_row_once(lengths: list[int], batch_size: int, epochs: float, seed: int) -> None:
     sizes = np.array(lengths)
-    found = rows.order(sizes, batch_size=batch_size, at_once=batch_size, epochs=epochs, max_steps=None, seed=seed)
+    found = rows.order(sizes, batch_size=batch_size, epochs=epochs, max_steps=None, seed=seed)
     counts = np.bincount(found, minlength=len(sizes))
     assert len(found) == int(np.ceil(len(sizes) * epochs - 1e-9))
     assert counts.max() - counts.min() <= 1
     assert -(-len(found) // batch_size) == rows.steps(len(sizes), batch_size=batch_size, epochs=epochs, max_steps=None)
-    again = rows.order(sizes, batch_size=batch_size, at_once=batch_size, epochs=epochs, max_steps=None, seed=seed)
+    again = rows.order(sizes, batch_size=batch_size, epochs=epochs, max_steps=None, seed=seed)
     assert np.array_equal(found, again)
 
 
 def test_max_steps_bounds_the_order() -> None:
-    found = rows.order(np.full(100, 9), batch_size=8, at_once=8, epochs=1, max_steps=3, seed=0)
+    found = rows.order(np.full(100, 9), batch_size=8, epochs=1, max_steps=3, seed=0)
     assert len(found) == 24
     assert len(set(found.tolist())) == 24
 
@@ -99,7 +99,7 @@ def test_at_least_92_percent_of_each_epochs_tokens_are_useful(count: int, epochs
     """Lengths as chats and traces have them, from 8 to 2048 tokens; batched as they come, half of it is padding."""
     lengths = np.random.default_rng(0).lognormal(5, 0.9, count).astype(int).clip(8, 2048)
     how = {"batch_size": 8, "micro_batch_size": micro, "packed": False}
-    found = rows.order(lengths, batch_size=8, at_once=micro, epochs=epochs, max_steps=None, seed=0)
+    found = rows.order(lengths, batch_size=8, epochs=epochs, max_steps=None, seed=0)
     assert len(shares := rows.useful(lengths, found, **how)) == np.ceil(epochs)
     assert min(shares) >= 0.92
     assert rows.useful(lengths, np.arange(count), **how)[0] < 0.75
@@ -108,20 +108,20 @@ def test_at_least_92_percent_of_each_epochs_tokens_are_useful(count: int, epochs
 
 def test_where_no_order_is_that_good_rows_are_sorted_as_far_as_it_goes() -> None:
     lengths = np.array([10, 1000] * 4)
-    found = rows.order(lengths, batch_size=8, at_once=8, epochs=1, max_steps=None, seed=0)
+    found = rows.order(lengths, batch_size=8, epochs=1, max_steps=None, seed=0)
     assert sorted(found) == list(range(8))
     assert rows.useful(lengths, found, batch_size=8, micro_batch_size=8, packed=False)[0] == pytest.approx(0.505)
 
 
 def test_a_batch_holds_no_row_twice_where_there_are_enough() -> None:
     lengths = np.random.default_rng(0).integers(8, 500, 100)
-    found = rows.order(lengths, batch_size=10, at_once=10, epochs=5, max_steps=None, seed=0)
+    found = rows.order(lengths, batch_size=10, epochs=5, max_steps=None, seed=0)
     assert all(len(set(batch)) == 10 for batch in found.reshape(-1, 10).tolist())
 
 
 def test_batches_are_not_a_curriculum() -> None:
     lengths = np.arange(1, 4001)
-    found = rows.order(lengths, batch_size=8, at_once=8, epochs=1, max_steps=None, seed=0)
+    found = rows.order(lengths, batch_size=8, epochs=1, max_steps=None, seed=0)
     means = lengths[found].reshape(-1, 8).mean(axis=1)
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.15
 
