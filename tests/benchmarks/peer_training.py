@@ -5,7 +5,8 @@
 LIBRARY: one of those in main; FOLDER holds base/, rows.jsonl (messages), ids.parquet (input_ids and labels, in the
 order of training), spec.json (of Nightowl) and plan.json (`gpu`: on one; `micro`: rows of a forward pass, of unsloth
 and trl). `seconds`: of the trainer's loop; `cpu`: CPU seconds of the process meanwhile; `padded`: tokens that went
-through it, padding among them; `peak`: largest resident size, or what was reserved on the GPU, in bytes.
+through it, padding among them; `peak`: up to the last step, the largest resident
+size, or what was reserved on the GPU, in bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ def measured(train: Callable[[], Any]) -> dict[str, float]:
     import transformers
 
     found = {"seconds": 0.0, "cpu": 0.0, "padded": 0}
+    counts: list[bool] = []  # while the trainer's loop runs: Nightowl's trial batch and its checks are no training
     loop = transformers.Trainer._inner_training_loop
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
         begun, cpu = time.perf_counter(), time.process_time()
+        counts.append(True)
         ended = loop(self, *args, **kwargs)
+        counts.clear()
         found["seconds"] += time.perf_counter() - begun
         found["cpu"] += time.process_time() - cpu
+        found["peak"] = peak()
         return ended
 
     transformers.Trainer._inner_training_loop = timed
@@ -41,16 +46,22 @@ def measured(train: Callable[[], Any]) -> dict[str, float]:
 
     def counted(self: Any, ids: Any) -> Any:
         # Each forward pass of training looks its tokens up once.
-        if torch.is_grad_enabled() and ids.dim() == 2:
+        if counts and torch.is_grad_enabled() and ids.dim() == 2:
             found["padded"] += ids.numel()
         return embed(self, ids)
 
     torch.nn.Embedding.forward = counted
     train()
+    return found
+
+
+def peak() -> int:
+    import torch
+
     if torch.cuda.is_available():
-        return found | {"peak": torch.cuda.max_memory_reserved()}
+        return torch.cuda.max_memory_reserved()
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return found | {"peak": 1024 * int(status.partition("VmHWM:")[2].split()[0])}
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def trl_config(place: Path, plan: dict[str, Any], **more: Any) -> Any:
