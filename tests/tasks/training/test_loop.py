@@ -156,7 +156,7 @@ def _loss_of_first_batch(mixture: TokenisedMixture, base: BaseSnapshot, store: S
     model = AutoModelForCausalLM.from_pretrained(store.folder(base), dtype=torch.float32)
     split = pl.read_parquet(store.folder(mixture) / "train.parquet")
     lengths = split["input_ids"].list.len().to_numpy()
-    first = rows.order(lengths, batch_size=4, epochs=1, max_steps=2, seed=0)[:4]
+    first = rows.order(lengths, batch_size=4, epochs=1, max_steps=3, seed=0)[:4]
     total, count = 0.0, 0
     for ids, mask in split[first.tolist()].select("input_ids", "loss_mask").iter_rows():
         with torch.no_grad():
