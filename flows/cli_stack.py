@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,14 @@ from flows.command import JsonOption, SetOption, answers, load, prepare
 if TYPE_CHECKING:
     from flows.server import Change, Server, Wanted
     from tasks.recipe import Recipe
+
+
+class Profile(StrEnum):
+    """The profiles of the stack, as choices of an option; flows/profile.py says what each is."""
+
+    embedded = "embedded"
+    server = "server"
+
 
 SHOWN = 8
 """Fields of a changed thing that are shown in words."""
@@ -33,15 +42,33 @@ def up(
     recipes: RecipesArgument = None,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server; another where it is taken.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server; another where it is taken.")] = 5000,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(help="embedded: SQLite and files. server: PostgreSQL, S3 (NIGHTOWL_STORE) and passwords."),
+    ] = None,
+    postgres: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="NIGHTOWL_POSTGRES_URL",
+            help="Your PostgreSQL for --profile server, its password in PGPASSWORD; without it one is started.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> Any:
     """Keep the whole stack running on this home, until Ctrl-C: Prefect, MLflow, a data and a gpu worker."""
     deployed = _recipes(recipes)
     prepare()
+    from flows.passwords import access
     from flows.server import apply
     from flows.services import is_up, stack
+    from tasks.errors import BadInput
     from tasks.store import home
 
+    # A home stays with the profile that its registry is in.
+    kind = profile or (Profile.server if access() else Profile.embedded)
+    if postgres and kind is not Profile.server:
+        raise BadInput("--postgres", postgres, "is for the server profile", "Add --profile server, or leave it out.")
     if running := is_up():
         return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
 
@@ -52,11 +79,14 @@ def up(
     signal.signal(signal.SIGTERM, _interrupt)
     print(f"starting Prefect, MLflow and two workers on {home()} ...", file=sys.stderr, flush=True)
     try:
-        with stack(prefect_port, mlflow_port, deploy) as urls:
+        with stack(prefect_port, mlflow_port, deploy, kind, postgres) as urls:
             if as_json:
                 print(json.dumps(urls), flush=True)
             print(f"Prefect  {urls['prefect'][:-4]}", file=sys.stderr)
             print(f"MLflow   {urls['mlflow']}", file=sys.stderr)
+            if kind is Profile.server:
+                said = f"Both ask for a password: user nightowl, PASSWORD in {home() / 'passwords.json'}"
+                print(f"{said} (Prefect's page takes nightowl:PASSWORD)", file=sys.stderr)
             print("Ctrl-C stops it all; logs are in " + str(home() / "logs"), file=sys.stderr, flush=True)
             signal.pause()
     except KeyboardInterrupt:

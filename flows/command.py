@@ -62,8 +62,8 @@ def answers(command: Callable[..., Any]) -> Callable[..., None]:
 
 def prepare() -> None:
     """Set the environment before Prefect and MLflow are imported: they read it at import."""
+    from flows.component import environment
     from flows.screen import tell
-    from flows.services import environment
 
     os.environ.update(environment())
     tell()

@@ -70,9 +70,10 @@ def _differences(before: Any, after: Any, path: str) -> Iterator[tuple[str, tupl
 
 
 class Server:
-    """The Prefect API at PREFECT_API_URL; its errors become WorldFailed."""
+    """A Prefect API; its errors become WorldFailed. PREFECT_API_AUTH_STRING (user:password) is who asks."""
 
-    def __init__(self, url: str, auth: str | None = None) -> None:
+    def __init__(self, url: str) -> None:
+        auth = os.environ.get("PREFECT_API_AUTH_STRING")
         user, _, password = (auth or "").partition(":")
         self._client = httpx.Client(
             base_url=url, auth=(user, password) if auth else None, timeout=60, trust_env=not _is_local(url)
@@ -84,7 +85,7 @@ class Server:
         url = os.environ.get("PREFECT_API_URL")
         if not url:
             raise BadInput("PREFECT_API_URL", None, "names no Prefect server", "Set it, or start one: nightowl up.")
-        return cls(url, os.environ.get("PREFECT_API_AUTH_STRING"))
+        return cls(url)
 
     def get(self, path: str) -> Any:
         """The answer of a GET, or None where there is no such thing."""

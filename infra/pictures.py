@@ -12,7 +12,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from flows.services import environment, servers
+from flows.component import environment
+from flows.services import servers
 from tasks.errors import Refused, WorldFailed
 from tasks.recipe import Recipe, load
 from tasks.registry import Champion, Report, champion, client, get, nights

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.services import free_port
+from flows.component import free_port
 
 BOUND = 1.5e9  # bytes
 

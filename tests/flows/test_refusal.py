@@ -16,7 +16,8 @@ import httpx
 import pytest
 import yaml
 
-from flows.services import free_port, prefect_server
+from flows.component import free_port
+from flows.services import prefect_server
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import services
+from flows import component, services
 from tasks.errors import WorldFailed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,17 +45,17 @@ def test_a_taken_port_is_passed_over() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert services.free_port(port) not in (0, port)
-    assert services.free_port(port) == port
+        assert component.free_port(port) not in (0, port)
+    assert component.free_port(port) == port
 
 
 def test_a_server_that_ends_says_why(nightowl_home: Path) -> None:
     command = [sys.executable, "-c", "print('no licence for today'); raise SystemExit(3)"]
     with (
-        services.component("broken", command, {}) as process,
+        component.component("broken", command, {}) as process,
         pytest.raises(WorldFailed, match=r"broken: ended \(no licence for today\).*broken\.log"),
     ):
-        services.wait_healthy("broken", process, lambda: False)
+        component.wait_healthy("broken", process, lambda: False)
 
 
 def test_a_server_that_is_busy_for_a_moment_is_up_and_one_that_was_killed_is_not(nightowl_home: Path) -> None:

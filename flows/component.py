@@ -1,0 +1,113 @@
+"""One part of the stack: a process on 127.0.0.1 with a log of its own, which never outlives who started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.passwords import access
+from tasks.errors import WorldFailed
+from tasks.store import home
+
+START_SECONDS = 120
+
+
+def environment() -> dict[str, str]:
+    """Environment of every process of ours: state under the home, no telemetry, quiet consoles; in the
+    server profile, the way to its servers.
+
+    What the user has set stays as it is.
+    """
+    defaults = {
+        "PREFECT_HOME": str(home() / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "nightowl",
+        # The terminal tells the story of the night itself; Prefect's own lines are in its UI.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        # Threads that wait for each other sleep instead of spinning: on cores shared with others, steps take a third.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    return {name: os.environ.get(name, value) for name, value in (defaults | access()).items()}
+
+
+def free_port(preferred: int) -> int:
+    """The preferred TCP port of 127.0.0.1 where it is free, else one that the system picks."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise WorldFailed("127.0.0.1", "no TCP port is free", "End a server that you no longer need.")
+
+
+@contextmanager
+def component(name: str, command: list[str], extra: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a part of the stack until the block ends; its output goes to `<home>/logs/<name>.log`."""
+    log = _log(name)
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.tethered", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **environment(), **extra},
+        )
+    try:
+        yield process
+    finally:
+        if process.stdin:
+            process.stdin.close()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_healthy(name: str, process: subprocess.Popen[bytes], healthy: Callable[[], bool]) -> None:
+    """Wait until a component is healthy.
+
+    Raises WorldFailed with its log's last lines when it ends early or is not healthy within START_SECONDS.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while not healthy():
+        if process.poll() is not None or time.monotonic() > deadline:
+            state = "ended" if process.poll() is not None else f"did not answer within {START_SECONDS} s"
+            tail = " | ".join(_log(name).read_text(errors="replace").splitlines()[-5:])
+            raise WorldFailed(name, f"{state} ({tail})", f"The whole log is {_log(name)}.")
+        time.sleep(0.1)
+
+
+def _log(name: str) -> Path:
+    return home() / "logs" / f"{name}.log"
+
+
+def answers(url: str) -> bool:
+    try:
+        # No proxy: the address is this machine's own.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
