@@ -128,7 +128,7 @@ def check(
 
     --set changes what the gate asks: --set quality.languages=[en] --set base.max_length=4096.
     """
-    prepare()
+    prepare(asks=False)
     from flows.screen import console
     from tasks.recipe import is_recipe
     from tasks.store import Store
@@ -199,7 +199,7 @@ def _columns(given: list[str]) -> dict[str, str] | None:
 def mix(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOption = False) -> Any:
     """Fetch, validate and mix, and stop there."""
     loaded, _ = load(recipe, changes)
-    prepare()
+    prepare(asks=False)
     from tasks.fetch import fetch, fetch_base
     from tasks.mix import mix as mix_splits
     from tasks.store import Store

@@ -58,7 +58,8 @@ def up(
 ) -> Any:
     """Keep the whole stack running on this home, until Ctrl-C: Prefect, MLflow, a data and a gpu worker."""
     deployed = _recipes(recipes)
-    prepare()
+    prepare(asks=False)
+    from flows.component import keep_running
     from flows.passwords import access
     from flows.server import apply
     from flows.services import is_up, stack
@@ -72,14 +73,16 @@ def up(
     if running := is_up():
         return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
 
-    def deploy(server: Server) -> None:
-        for asked in _asked(server, deployed):
+    def put(parts: slice, server: Server) -> None:
+        for asked in _asked(server, deployed)[parts]:
             _say_changes(apply(asked()))
+
+    pools, rest = partial(put, slice(1)), partial(put, slice(1, None))
 
     signal.signal(signal.SIGTERM, _interrupt)
     print(f"starting Prefect, MLflow and two workers on {home()} ...", file=sys.stderr, flush=True)
     try:
-        with stack(prefect_port, mlflow_port, deploy, kind, postgres) as urls:
+        with stack(prefect_port, mlflow_port, kind, postgres, pools, rest) as (urls, parts):
             if as_json:
                 print(json.dumps(urls), flush=True)
             print(f"Prefect  {urls['prefect'][:-4]}", file=sys.stderr)
@@ -88,7 +91,7 @@ def up(
                 said = f"Both ask for a password: user nightowl, PASSWORD in {home() / 'passwords.json'}"
                 print(f"{said} (Prefect's page takes nightowl:PASSWORD)", file=sys.stderr)
             print("Ctrl-C stops it all; logs are in " + str(home() / "logs"), file=sys.stderr, flush=True)
-            signal.pause()
+            keep_running(parts)
     except KeyboardInterrupt:
         pass
     return None, lambda: print("stopped", file=sys.stderr)

@@ -60,11 +60,22 @@ def answers(command: Callable[..., Any]) -> Callable[..., None]:
     return answer
 
 
-def prepare() -> None:
-    """Set the environment before Prefect and MLflow are imported: they read it at import."""
+def prepare(*, asks: bool = True) -> None:
+    """Set the environment before Prefect and MLflow are imported: they read it at import.
+
+    `asks`: whether the command asks the servers of a home that has any. Raises WorldFailed where they are not up.
+    """
     from flows.component import environment
+    from flows.passwords import access
     from flows.screen import tell
 
+    if asks and access() and "MLFLOW_TRACKING_URI" not in os.environ:
+        from flows.services import is_up
+        from tasks.errors import WorldFailed
+        from tasks.store import home
+
+        if is_up() is None:
+            raise WorldFailed(str(home()), "has its registry on servers that are not up", "Start them: nightowl up")
     os.environ.update(environment())
     tell()
 

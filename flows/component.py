@@ -10,15 +10,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from flows.passwords import access
 from tasks.errors import WorldFailed
 from tasks.store import home
 
 START_SECONDS = 120
+MOST_RESTARTS = 10
 
 
 def environment() -> dict[str, str]:
@@ -58,44 +61,81 @@ def free_port(preferred: int) -> int:
     raise WorldFailed("127.0.0.1", "no TCP port is free", "End a server that you no longer need.")
 
 
-@contextmanager
-def component(name: str, command: list[str], extra: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a part of the stack until the block ends; its output goes to `<home>/logs/<name>.log`."""
-    log = _log(name)
-    log.parent.mkdir(exist_ok=True)
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.tethered", *command],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **environment(), **extra},
-        )
-    try:
-        yield process
-    finally:
-        if process.stdin:
-            process.stdin.close()
-        process.send_signal(signal.SIGTERM)
+@dataclass
+class Component:
+    """A part of the stack; its output goes to `<home>/logs/<name>.log`."""
+
+    name: str
+    command: Sequence[str]
+    extra: Mapping[str, str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        log = _log(self.name)
+        log.parent.mkdir(exist_ok=True)
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.tethered", *self.command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **environment(), **self.extra},
+            )
+
+    def stop(self) -> None:
+        if self.process.stdin:
+            self.process.stdin.close()
+        self.process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self.process.kill()
+            self.process.wait()
 
 
-def wait_healthy(name: str, process: subprocess.Popen[bytes], healthy: Callable[[], bool]) -> None:
+@contextmanager
+def component(name: str, command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Component]:
+    """Run a part of the stack until the block ends."""
+    part = Component(name, command, extra)
+    part.start()
+    try:
+        yield part
+    finally:
+        part.stop()
+
+
+def keep_running(parts: Sequence[Component]) -> NoReturn:
+    """Start again whichever part ends by itself, for as long as nothing interrupts this.
+
+    Raises WorldFailed when one ends MOST_RESTARTS times within an hour.
+    """
+    restarts: list[tuple[float, str]] = []
+    while True:
+        for part in parts:
+            if part.process.poll() is None:
+                continue
+            now = time.monotonic()
+            restarts = [(when, name) for when, name in restarts if now - when < 3600]
+            restarts.append((now, part.name))
+            if [name for _, name in restarts].count(part.name) > MOST_RESTARTS:
+                raise WorldFailed(part.name, "ends again and again", f"Its log is {_log(part.name)}.")
+            print(f"{part.name} ended ({part.process.returncode}); starting it again", file=sys.stderr, flush=True)
+            part.start()
+        time.sleep(1)
+
+
+def wait_healthy(part: Component, healthy: Callable[[], bool]) -> None:
     """Wait until a component is healthy.
 
     Raises WorldFailed with its log's last lines when it ends early or is not healthy within START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while not healthy():
-        if process.poll() is not None or time.monotonic() > deadline:
-            state = "ended" if process.poll() is not None else f"did not answer within {START_SECONDS} s"
-            tail = " | ".join(_log(name).read_text(errors="replace").splitlines()[-5:])
-            raise WorldFailed(name, f"{state} ({tail})", f"The whole log is {_log(name)}.")
+        if part.process.poll() is not None or time.monotonic() > deadline:
+            state = "ended" if part.process.poll() is not None else f"did not answer within {START_SECONDS} s"
+            tail = " | ".join(_log(part.name).read_text(errors="replace").splitlines()[-5:])
+            raise WorldFailed(part.name, f"{state} ({tail})", f"The whole log is {_log(part.name)}.")
         time.sleep(0.1)
 
 

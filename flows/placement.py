@@ -55,7 +55,7 @@ def placed(recipe: Recipe, flow: Flow[P, R], candidate: str = "") -> Callable[P,
         for attempt in range(CRASHES + 1):
             if attempt:
                 log.warning("%s: its process is gone; starting it again", stage)
-            run = _finished(deployment, plain, f"{flow_run.id}-{stage}-{attempt}")
+            run = _finished(deployment, plain, f"{flow_run.id}-{stage}-{attempt}", _size(recipe, flow.name))
             if run.state and not run.state.is_crashed():
                 break
         returned: Any = get_type_hints(flow.fn)["return"]
@@ -65,6 +65,14 @@ def placed(recipe: Recipe, flow: Flow[P, R], candidate: str = "") -> Callable[P,
     return on_its_pool
 
 
+def _size(recipe: Recipe, stage: str) -> dict[str, Any] | None:
+    """How much of a cluster a stage takes (infra/kubernetes/gpu-pool.json); None where one GPU will do."""
+    training = recipe.training
+    if stage != "train-adapter" or training.processes * training.nodes == 1:
+        return None
+    return {"nodes": training.nodes, "gpus": training.processes}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         # What is not given keeps its defaults there as well, and is known as such.
@@ -72,14 +80,19 @@ def _plain(value: Any) -> Any:
     return TypeAdapter(Any).dump_python(value, mode="json")
 
 
-def _finished(deployment: str, parameters: dict[str, Any], key: str) -> FlowRun:
-    """The run of a deployment under a key, when it has ended."""
+def _finished(deployment: str, parameters: dict[str, Any], key: str, size: dict[str, Any] | None) -> FlowRun:
+    """The run of a deployment under a key, when it has ended. `size`: variables of its job."""
     heard = time.monotonic()
     while True:
         asked = time.monotonic()
         try:
             run: Any = run_deployment(
-                deployment, parameters=parameters, timeout=None, poll_interval=2, idempotency_key=key
+                deployment,
+                parameters=parameters,
+                timeout=None,
+                poll_interval=2,
+                idempotency_key=key,
+                job_variables=size,
             )
             return run
         except ObjectNotFound as error:

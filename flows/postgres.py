@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from flows.component import component, free_port, wait_healthy
+from flows.component import Component, component, free_port, wait_healthy
 from tasks.errors import BadInput, WorldFailed
 from tasks.store import digest, home
 
@@ -83,7 +83,7 @@ def require_databases(at: Address, password: str) -> None:
 
 
 @contextmanager
-def postgres(password: str) -> Iterator[Address]:
+def postgres(password: str) -> Iterator[tuple[Address, Component]]:
     """A server of our own on 127.0.0.1, its data below the home, until the block ends.
 
     Raises BadInput where its programs are not here, WorldFailed where they fail.
@@ -99,9 +99,9 @@ def postgres(password: str) -> Iterator[Address]:
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     command = [*run_as, str(programs / "postgres"), "-D", str(data), "-p", str(at.port), *options]
     ready = [str(programs / "pg_isready"), "-q", "-h", at.host, "-p", str(at.port), "-d", at.first]
-    with component("postgres", command, {"LC_ALL": "C.UTF-8"}) as process:
-        wait_healthy("postgres", process, lambda: subprocess.run(ready, check=False).returncode == 0)
-        yield at
+    with component("postgres", command, {"LC_ALL": "C.UTF-8"}) as part:
+        wait_healthy(part, lambda: subprocess.run(ready, check=False).returncode == 0)
+        yield at, part
 
 
 def _programs() -> Path:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from flows.component import Component
 from flows.passwords import access, passwords
 from flows.postgres import USER, Address, address, postgres, require_databases
 from tasks.errors import BadInput, WorldFailed
@@ -29,13 +30,15 @@ auth_cache_ttl_seconds = 300
 
 @dataclass(frozen=True)
 class Profile:
-    """`prefect`, `mlflow`: environments of the servers; `options`: MLflow's; `access`: what whoever asks has set."""
+    """`prefect`, `mlflow`: environments of the servers; `options`: MLflow's; `access`: what whoever asks has set;
+    `parts`: what runs for it."""
 
     name: str
     options: tuple[str, ...]
     prefect: Mapping[str, str] = field(default_factory=dict)
     mlflow: Mapping[str, str] = field(default_factory=dict)
     access: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[Component, ...] = ()
 
 
 @contextmanager
@@ -58,9 +61,9 @@ def profile(name: str, postgres_url: str | None) -> Iterator[Profile]:
         require_databases(at, password)
         yield _server(at, password, made, artifacts)
         return
-    with postgres(made["PGPASSWORD"]) as at:
+    with postgres(made["PGPASSWORD"]) as (at, part):
         require_databases(at, made["PGPASSWORD"])
-        yield _server(at, made["PGPASSWORD"], made, artifacts)
+        yield replace(_server(at, made["PGPASSWORD"], made, artifacts), parts=(part,))
 
 
 def _server(at: Address, password: str, made: Mapping[str, str], artifacts: str) -> Profile:

@@ -70,10 +70,13 @@ def _differences(before: Any, after: Any, path: str) -> Iterator[tuple[str, tupl
 
 
 class Server:
-    """A Prefect API; its errors become WorldFailed. PREFECT_API_AUTH_STRING (user:password) is who asks."""
+    """A Prefect API; its errors become WorldFailed.
 
-    def __init__(self, url: str) -> None:
-        auth = os.environ.get("PREFECT_API_AUTH_STRING")
+    `auth`: who asks (user:password); PREFECT_API_AUTH_STRING where not given.
+    """
+
+    def __init__(self, url: str, auth: str | None = None) -> None:
+        auth = auth or os.environ.get("PREFECT_API_AUTH_STRING")
         user, _, password = (auth or "").partition(":")
         self._client = httpx.Client(
             base_url=url, auth=(user, password) if auth else None, timeout=60, trust_env=not _is_local(url)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.component import answers, component, free_port, wait_healthy
+from flows.component import Component, answers, component, free_port, wait_healthy
 from flows.passwords import access, encryption_key, note_access
 from flows.profile import profile
 from flows.server import BUSY_SECONDS, Server
@@ -36,8 +36,8 @@ _UP = "up.json"
 @contextmanager
 def prefect_server(
     port: int, *, for_people: bool, state: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A Prefect server on this home; yields its API's URL and a wait until it is healthy.
+) -> Iterator[tuple[str, Component, Callable[[], None]]]:
+    """A Prefect server on this home; yields its API's URL, itself and a wait until it is healthy.
 
     `for_people`: with its pages and schedulers; `state`: where its database is, SQLite on this home where not given.
     """
@@ -56,24 +56,24 @@ def prefect_server(
     if not for_people:
         # Not --no-services: the server's recorder of task runs is one, and without it a night has none.
         extra |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in FOR_DEPLOYMENTS}
-    with component("prefect", command, extra) as process:
-        yield f"{url}/api", lambda: wait_healthy("prefect", process, lambda: answers(f"{url}/api/health"))
+    with component("prefect", command, extra) as part:
+        yield f"{url}/api", part, lambda: wait_healthy(part, lambda: answers(f"{url}/api/health"))
 
 
 @contextmanager
 def mlflow_server(
     port: int, options: Sequence[str], extra: Mapping[str, str]
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """An MLflow server; yields its URL and a wait until it is healthy. `options`: where its state is."""
+) -> Iterator[tuple[str, Component, Callable[[], None]]]:
+    """An MLflow server; yields its URL, itself and a wait until it is healthy. `options`: where its state is."""
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with component("mlflow", [*command, *options], extra) as process:
-        yield url, lambda: wait_healthy("mlflow", process, lambda: answers(f"{url}/health"))
+    with component("mlflow", [*command, *options], extra) as part:
+        yield url, part, lambda: wait_healthy(part, lambda: answers(f"{url}/health"))
 
 
 @contextmanager
-def worker(pool: str, api: str, mlflow: str) -> Iterator[Callable[[], None]]:
-    """A worker that runs the flows of a process pool on this machine; yields a wait until it is online."""
+def worker(pool: str, api: str, mlflow: str) -> Iterator[tuple[Component, Callable[[], None]]]:
+    """A worker that runs the flows of a process pool on this machine; yields it and a wait until it is online."""
     name = f"{pool}-{os.getpid()}"
     extra = {
         "PREFECT_API_URL": api,
@@ -87,8 +87,8 @@ def worker(pool: str, api: str, mlflow: str) -> Iterator[Callable[[], None]]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool, "--name", name]
-    with component(pool, command, extra) as process:
-        yield lambda: wait_healthy(pool, process, lambda: _is_online(api, pool, name))
+    with component(pool, command, extra) as part:
+        yield part, lambda: wait_healthy(part, lambda: _is_online(api, pool, name))
 
 
 def _is_online(api: str, pool: str, name: str) -> bool:
@@ -111,7 +111,7 @@ def for_one_night() -> Iterator[str]:
             return
         if access():
             raise WorldFailed(str(home()), "keeps its registry on servers that are not up", "Start them: nightowl up")
-        with _alone("servers"), prefect_server(free_port(0), for_people=False) as (url, healthy):
+        with _alone("servers"), prefect_server(free_port(0), for_people=False) as (url, _, healthy):
             healthy()
             try:
                 yield url
@@ -160,18 +160,18 @@ def is_up() -> dict[str, str] | None:
 @contextmanager
 def servers(
     prefect_port: int, mlflow_port: int, kind: str = "embedded", postgres: str | None = None
-) -> Iterator[dict[str, str]]:
-    """Both servers, until the block ends; yields their URLs (`prefect`: the API's).
+) -> Iterator[tuple[dict[str, str], list[Component]]]:
+    """Both servers, until the block ends; yields their URLs (`prefect`: the API's) and what runs.
 
     `kind`: their profile; `postgres`: URL of a PostgreSQL server for it, one of our own where not given.
     """
     with ExitStack() as running:
         running.enter_context(_alone("servers"))
         state = running.enter_context(profile(kind, postgres))
-        prefect, prefect_healthy = running.enter_context(
+        prefect, its_server, prefect_healthy = running.enter_context(
             prefect_server(free_port(prefect_port), for_people=True, state=state.prefect)
         )
-        mlflow, mlflow_healthy = running.enter_context(
+        mlflow, its_tracking, mlflow_healthy = running.enter_context(
             mlflow_server(free_port(mlflow_port), state.options, state.mlflow)
         )
         prefect_healthy()
@@ -183,20 +183,30 @@ def servers(
         urls = {"prefect": prefect, "mlflow": mlflow, "profile": state.name}
         write_whole(home() / _UP, json.dumps({**urls, "pid": os.getpid()}))
         running.callback(_forget_up)
-        yield urls
+        yield urls, [*state.parts, its_server, its_tracking]
 
 
 @contextmanager
 def stack(
-    prefect_port: int, mlflow_port: int, deploy: Callable[[Server], object], kind: str, postgres: str | None
-) -> Iterator[dict[str, str]]:
-    """Both servers with what `deploy` puts on them, and a worker for each pool, until the block ends."""
-    with servers(prefect_port, mlflow_port, kind, postgres) as urls, ExitStack() as running:
-        deploy(Server(urls["prefect"]))
+    prefect_port: int,
+    mlflow_port: int,
+    kind: str,
+    postgres: str | None,
+    pools: Callable[[Server], object],
+    deploy: Callable[[Server], object],
+) -> Iterator[tuple[dict[str, str], list[Component]]]:
+    """Both servers and a worker for each pool, until the block ends; yields the servers' URLs and what runs.
+
+    `pools` puts the pools on the server before the workers start, `deploy` the rest while they do.
+    """
+    with servers(prefect_port, mlflow_port, kind, postgres) as (urls, parts), ExitStack() as running:
+        server = Server(urls["prefect"])
+        pools(server)
         online = [running.enter_context(worker(pool, urls["prefect"], urls["mlflow"])) for pool in POOLS]
-        for wait in online:
-            wait()
-        yield urls
+        deploy(server)
+        for _, healthy in online:
+            healthy()
+        yield urls, [*parts, *(part for part, _ in online)]
 
 
 def _forget_up() -> None:

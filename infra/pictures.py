@@ -39,7 +39,7 @@ def main(recipe_name: str = "demo") -> None:
     from playwright.sync_api import sync_playwright
 
     report = Store.open().folder(reports[0]) / "report.html"
-    with servers(4200, 5000) as urls, sync_playwright() as playwright:
+    with servers(4200, 5000) as (urls, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-quic"])
         page = browser.new_page(viewport={"width": WIDTH, "height": 800})
         pages = {

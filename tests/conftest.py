@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-pytest_plugins = ("stack",)  # tests/fixtures
+pytest_plugins = ("stack", "store_s3")  # tests/fixtures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -19,33 +19,58 @@ pytestmark = pytest.mark.timeout(1200)
 NIGHT_SECONDS = 600
 
 
+@pytest.fixture(params=["up", "served"], ids=["embedded", "server"])
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """The stack in each of its profiles."""
+    found: Stack = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
-def page(chromium: str) -> Iterator[Any]:
+def page(chromium: str, stack: Stack) -> Iterator[Any]:
     """A page in Chromium; nothing it loads comes from outside this machine."""
     from playwright.sync_api import sync_playwright
 
+    known = {"username": "nightowl", "password": stack.password, "origin": stack.mlflow} if stack.password else None
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-quic"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, http_credentials=known)
+        page = context.new_page()
         page.set_default_timeout(60_000)
         page.route(re.compile(r"^https?://(?!127\.0\.0\.1[:/])"), lambda route: route.abort())
         yield page
         browser.close()
 
 
-def picture(page: Any, name: str) -> None:
-    if folder := os.environ.get("NIGHTOWL_SCREENSHOTS"):
+def picture(page: Any, name: str, stack: Stack) -> None:
+    """Kept where NIGHTOWL_SCREENSHOTS says; the server profile's pages look the same but for how one comes in."""
+    folder = os.environ.get("NIGHTOWL_SCREENSHOTS")
+    if folder and (name == "password") == bool(stack.password):
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
+def come_in(page: Any, stack: Stack) -> None:
+    """Open Prefect's pages; those of the server profile let nobody in without the password."""
+    page.goto(f"{stack.api.removesuffix('/api')}/deployments")
+    if not stack.password:
+        return
+    asked = page.locator("input[type=password]")
+    asked.wait_for()
+    picture(page, "password", stack)
+    asked.fill(f"nightowl:{stack.password}")
+    asked.press("Enter")
+    asked.wait_for(state="detached")
+    page.goto(f"{stack.api.removesuffix('/api')}/deployments")
+
+
 def test_a_person_starts_a_night_and_finds_its_adapter(
-    up: Stack, page: Any, tiny_recipe: dict[str, Any], tmp_path: Path
+    stack: Stack, page: Any, tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    up.deploy({**tiny_recipe, "name": "by-hand"}, tmp_path / "by-hand.yaml")
-    deployment = up.server.get("/deployments/name/nightly/by-hand")
+    stack.deploy({**tiny_recipe, "name": "by-hand"}, tmp_path / "by-hand.yaml")
+    deployment = stack.server.get("/deployments/name/nightly/by-hand")
     nights = {"deployments": {"id": {"any_": [deployment["id"]]}}}
 
-    page.goto(f"{up.api.removesuffix('/api')}/deployments")
+    come_in(page, stack)
     page.get_by_placeholder("Search deployments").fill("by-hand")
     row = page.get_by_role("row").filter(has_text="nightly").filter(has_text="by-hand")
     row.get_by_role("link", name="by-hand").first.click()
@@ -57,13 +82,13 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
     rate.wait_for()
     assert float(rate.input_value()) == tiny_recipe["training"]["learning_rate"]
     assert page.get_by_text("Peak learning rate.").is_visible()
-    picture(page, "form")
+    picture(page, "form", stack)
 
     rate.fill("5")
     page.get_by_role("button", name="Submit").click()
     page.get_by_text(re.compile("learning_rate.*5 is greater than the maximum of 0.1")).first.wait_for()
-    picture(page, "refused")
-    assert up.runs(**nights) == []
+    picture(page, "refused", stack)
+    assert stack.runs(**nights) == []
 
     rate.fill("0.02")
     from playwright.sync_api import TimeoutError
@@ -74,21 +99,21 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
         with suppress(TimeoutError):
             page.wait_for_url(lambda url: "/run?" not in url, timeout=20_000)
             break
-    (night,) = up.runs(**nights)
-    ended = up.ended(night["id"], NIGHT_SECONDS)
+    (night,) = stack.runs(**nights)
+    ended = stack.ended(night["id"], NIGHT_SECONDS)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
     assert ended["parameters"]["recipe"]["training"]["learning_rate"] == 0.02
 
-    page.goto(f"{up.api.removesuffix('/api')}/runs/flow-run/{night['id']}?tab=Artifacts")
+    page.goto(f"{stack.api.removesuffix('/api')}/runs/flow-run/{night['id']}?tab=Artifacts")
     page.get_by_text("Completed").first.wait_for()
-    picture(page, "night")
-    artifact = up.server.get("/artifacts/by-hand-mlflow/latest")
+    picture(page, "night", stack)
+    artifact = stack.server.get("/artifacts/by-hand-mlflow/latest")
     address = re.search(r"\((http[^)]+)\)", artifact["data"])[1]
-    assert address.startswith(up.mlflow)
+    assert address.startswith(stack.mlflow)
 
     page.goto(address)
     page.get_by_text("training.learning_rate").first.wait_for()
-    page.goto(f"{up.mlflow}/#/models/nightowl-by-hand/versions/1")
+    page.goto(f"{stack.mlflow}/#/models/nightowl-by-hand/versions/1")
     page.get_by_text("nightowl-by-hand").first.wait_for()
     page.get_by_text("nightowl.mixture").first.wait_for()
-    picture(page, "version")
+    picture(page, "version", stack)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def api(nightowl_home: Path) -> Iterator[str]:
-    with prefect_server(free_port(0), for_people=False) as (url, healthy):
+    with prefect_server(free_port(0), for_people=False) as (url, _, healthy):
         healthy()
         yield url
 

@@ -52,10 +52,10 @@ def test_a_taken_port_is_passed_over() -> None:
 def test_a_server_that_ends_says_why(nightowl_home: Path) -> None:
     command = [sys.executable, "-c", "print('no licence for today'); raise SystemExit(3)"]
     with (
-        component.component("broken", command, {}) as process,
+        component.component("broken", command, {}) as part,
         pytest.raises(WorldFailed, match=r"broken: ended \(no licence for today\).*broken\.log"),
     ):
-        component.wait_healthy("broken", process, lambda: False)
+        component.wait_healthy(part, lambda: False)
 
 
 def test_a_server_that_is_busy_for_a_moment_is_up_and_one_that_was_killed_is_not(nightowl_home: Path) -> None:

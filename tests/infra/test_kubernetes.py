@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from flows.placement import _size
+from tasks.recipe import Training
 from tests.infra.programs import refusal, unknown_variables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +74,7 @@ def test_every_name_leads_somewhere() -> None:
     assert set(workloads()) == {"prefect", "mlflow", "deploy", "data", "gpu"}
     assert {name: dangling(thing) for name, thing in workloads().items() if dangling(thing)} == {}
     for thing in OBJECTS:
-        if thing["kind"] == "Service":
+        if thing["kind"] == "Service" and thing["metadata"]["name"] != "rendezvous":
             pod = workloads()[thing["metadata"]["name"]]["spec"]["template"]
             assert thing["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
 
@@ -104,7 +107,7 @@ def test_every_setting_is_read_by_someone() -> None:
     assert set(settings) & set(secrets) == set()
 
 
-def rendered(template: dict[str, Any]) -> dict[str, Any]:
+def rendered(template: dict[str, Any], **values: Any) -> dict[str, Any]:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
@@ -112,12 +115,12 @@ def rendered(template: dict[str, Any]) -> dict[str, Any]:
     async def configure() -> KubernetesWorkerJobConfiguration:
         # The template names no block, so nothing is asked of this address; without a client a server would be started.
         async with PrefectClient("http://127.0.0.1:9/api") as client:
-            return await KubernetesWorkerJobConfiguration.from_template_and_values(template, {}, client=client)
+            return await KubernetesWorkerJobConfiguration.from_template_and_values(template, values, client=client)
 
     configuration = asyncio.run(configure())
     configuration.prepare_for_flow_run(FlowRun(id=uuid4(), name="a night", flow_id=uuid4()))
     job = configuration.job_manifest
-    # prefect-kubernetes asks for both in the pod's spec, where Kubernetes ignores them: they belong to the Job's.
+    # prefect-kubernetes asks for both in the pod's spec, where Kubernetes ignores them.
     for misplaced in ("parallelism", "completions"):
         del job["spec"]["template"]["spec"][misplaced]
     return job
@@ -131,11 +134,37 @@ def test_the_gpu_pool_renders_to_a_valid_job(tmp_path: Path, monkeypatch: pytest
     assert dangling(job) == []
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["command"] == ["python", "-m", "flows.node"]
+    assert container["args"][:2] == ["prefect", "flow-run"]
     assert "{{" not in json.dumps(job)
 
     template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"][0]["imge"] = "x"
     with pytest.raises(kubernetes_validate.ValidationError, match="imge"):
         valid(rendered(template))
+
+
+def test_a_training_over_several_nodes_is_an_indexed_job_whose_pods_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    training = Training(backend="transformers", nodes=3, processes=2, batch_size=6, rendezvous="rendezvous:29400")
+    asked = _size(SimpleNamespace(training=training), "train-adapter")
+    job = rendered(json.loads((MANIFESTS / "gpu-pool.json").read_text()), **asked)
+    valid(job)
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["parallelism"], spec["completions"]) == ("Indexed", 3, 3)
+    # The stage is the first pod's; with it the Job has succeeded, and the others are ended.
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    pod = spec["template"]
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    (service,) = (thing for thing in OBJECTS if thing["metadata"]["name"] == "rendezvous")
+    # Kubernetes itself sets the index as a label.
+    labels = {**pod["metadata"]["labels"], "batch.kubernetes.io/job-completion-index": "0"}
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert set(service["spec"]["selector"]) == {"nightowl/pool", "batch.kubernetes.io/job-completion-index"}
+    assert f"rendezvous:{service['spec']['ports'][0]['port']}" == training.rendezvous
+    for stage in ("evaluate", "prepare-data"):
+        assert _size(SimpleNamespace(training=training), stage) is None
 
 
 def kustomize(folder: Path) -> subprocess.CompletedProcess[str]:
