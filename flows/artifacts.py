@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.bill import Bill
 from tasks.conversations import Conversations
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
-from tasks.registry import Night, Run, site
+from tasks.registry import Night, Run, Version, site
 from tasks.sources import Snapshot
-from tasks.store import Store
 
 
 def show_data(
@@ -22,8 +22,7 @@ def show_data(
     mixture: TokenisedMixture,
     stage: Run,
 ) -> None:
-    """The sources: where they stood, what passed, what share they reached, and the gate's pages."""
-    store = Store.open()
+    """The sources: where they stood, what passed and what share they reached; and the gate's pages with the plot."""
     rows = [
         {
             "source": entry.source,
@@ -33,14 +32,15 @@ def show_data(
             "set aside": ", ".join(f"{reason} {rows}" for reason, rows in entry.set_aside.items()),
             "share asked": round(share.asked, 4),
             "share reached": round(share.reached, 4),
-            "pages": (store.folder(entry) / "docs" / "index.html").as_uri(),
         }
         for entry in conversations
         if (share := mixture.shares[entry.source])
     ]
     create_table_artifact(rows, key=_key(recipe, "data"), description="The sources, as this night found them")
-    plot = f"{site()}/get-artifact?path=composition.png&run_uuid={stage.id}"
-    create_image_artifact(plot, key=_key(recipe, "composition"), description="What the splits are made of")
+    pages = [f"- [{entry.source}]({_page(stage, f'data-gate/{entry.source}/index.html')})" for entry in conversations]
+    told = ["## What the data gate found", "", *pages, "", "## What the splits are made of", ""]
+    told += [f"[![composition]({_file(stage, 'composition.png')})]({_page(stage, 'composition.html')})"]
+    create_markdown_artifact("\n".join(told), key=_key(recipe, "pages"), description="Data Docs and composition")
 
 
 def show_night(recipe: Recipe, night: Night) -> None:
@@ -49,8 +49,34 @@ def show_night(recipe: Recipe, night: Night) -> None:
     create_link_artifact(url, "The night in MLflow", key=_key(recipe, "mlflow"), description="Its run and its stages'")
 
 
+def show_report(recipe: Recipe, night: Night, version: Version, report: str) -> None:
+    """The report of the night: the verdict, what the adapter came from, and the way to the pages in MLflow.
+
+    `report`: path of its page; its Markdown lies beside it.
+    """
+    links = {
+        "the whole report": _page(night, "report/report.html"),
+        f"{version.model} version {version.version}": f"{site()}/#/models/{version.model}/versions/{version.version}",
+        "the night's run": f"{site()}/#/experiments/{night.experiment_id}/runs/{night.id}",
+    }
+    told = [Path(report).with_name("report.md").read_text(encoding="utf-8"), "## What it came from", ""]
+    told += [f"![lineage]({_file(night, 'report/lineage.svg')})", "", "## In MLflow", ""]
+    told += [f"- [{name}]({url})" for name, url in links.items()]
+    create_markdown_artifact("\n".join(told), key=_key(recipe, "report"), description="The report of the night")
+
+
 def show_bill(recipe: Recipe, spent: Bill) -> None:
     create_table_artifact(spent.lines, key=_key(recipe, "bill"), description="What the night took")
+
+
+def _page(run: Run, path: str) -> str:
+    """Where MLflow shows a file of a run."""
+    return f"{site()}/#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{path}"
+
+
+def _file(run: Run, path: str) -> str:
+    """The file itself."""
+    return f"{site()}/get-artifact?path={path}&run_uuid={run.id}"
 
 
 def _key(recipe: Recipe, what: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,6 +45,9 @@ def up(
     recipes: RecipesArgument = None,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server; another where it is taken.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server; another where it is taken.")] = 5000,
+    hook_port: Annotated[
+        int, typer.Option(help="Port of the webhook that starts nights, where NIGHTOWL_TRIGGER_SECRET is set.")
+    ] = 4201,
     profile: Annotated[
         Profile | None,
         typer.Option(help="embedded: SQLite and files. server: PostgreSQL, S3 (NIGHTOWL_STORE) and passwords."),
@@ -59,9 +65,10 @@ def up(
     """Keep the whole stack running on this home, until Ctrl-C: Prefect, MLflow, a data and a gpu worker."""
     deployed = _recipes(recipes)
     prepare(asks=False)
-    from flows.component import keep_running
+    from flows.component import free_port, keep_running
+    from flows.hook import hook
     from flows.passwords import access
-    from flows.server import apply
+    from flows.server import Server, apply
     from flows.services import is_up, stack
     from tasks.errors import BadInput
     from tasks.store import home
@@ -73,20 +80,24 @@ def up(
     if running := is_up():
         return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
 
-    def put(parts: slice, server: Server) -> None:
-        for asked in _asked(server, deployed)[parts]:
+    def deploy(server: Server) -> None:
+        for asked in _asked(server, deployed):
             _say_changes(apply(asked()))
-
-    pools, rest = partial(put, slice(1)), partial(put, slice(1, None))
 
     signal.signal(signal.SIGTERM, _interrupt)
     print(f"starting Prefect, MLflow and two workers on {home()} ...", file=sys.stderr, flush=True)
+    secret = os.environ.get("NIGHTOWL_TRIGGER_SECRET")
+    meanwhile = partial(import_module, "flows.nightly")
     try:
-        with stack(prefect_port, mlflow_port, kind, postgres, pools, rest) as (urls, parts):
+        with stack(prefect_port, mlflow_port, kind, postgres, deploy, meanwhile) as (urls, parts), ExitStack() as also:
+            if secret:
+                urls["hook"] = also.enter_context(hook(free_port(hook_port), Server(urls["prefect"]), secret))
             if as_json:
                 print(json.dumps(urls), flush=True)
             print(f"Prefect  {urls['prefect'][:-4]}", file=sys.stderr)
             print(f"MLflow   {urls['mlflow']}", file=sys.stderr)
+            if secret:
+                print(f"Webhook  POST {urls['hook']}", file=sys.stderr)
             if kind is Profile.server:
                 said = f"Both ask for a password: user nightowl, PASSWORD in {home() / 'passwords.json'}"
                 print(f"{said} (Prefect's page takes nightowl:PASSWORD)", file=sys.stderr)

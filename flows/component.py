@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows.passwords import access
+from flows.tethered import MARK
 from tasks.errors import WorldFailed
 from tasks.store import home
 
@@ -80,7 +81,7 @@ class Component:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **environment(), **self.extra},
+                env={**os.environ, **environment(), **self.extra, MARK: f"{os.getpid()}-{self.name}"},
             )
 
     def stop(self) -> None:

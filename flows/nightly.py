@@ -9,14 +9,14 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.approve import waits
-from flows.artifacts import show_bill, show_night
+from flows.artifacts import show_bill, show_night, show_report
 from flows.bill import bill
 from flows.evaluate import evaluate_candidates
 from flows.placement import placed
 from flows.prepare_data import prepare_data
 from flows.promote import promote_candidates
 from flows.result import NightResult
-from flows.screen import timed
+from flows.screen import log, timed
 from flows.train_adapter import train_each
 from tasks.propose import propose, tell
 from tasks.recipe import Recipe, Setting, settings_of
@@ -34,6 +34,7 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
     `settings` says where the recipe's values come from, where the command line knows. Raises Refused when the data
     gate stops the night, BadInput and WorldFailed as the stages do; MLflow has the reason however the night ends.
     """
+    log.info("%s on %s: %s", recipe.name, recipe.base.uri, ", ".join(source.uri for source in recipe.sources))
     started, seconds, made = datetime.now(UTC), dict[str, float](), list[Manifest]()
 
     def end(outcome: NightOutcome, reason: str, **more: object) -> NightResult:
@@ -75,6 +76,7 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
         tell(recipe, proposals, scores, verdicts, failed, Store.open())
         best, verdict = judged[-1], new[judged[-1].candidate]
         waiting = waits(recipe, verdict, best.version)
+        show_report(recipe, night, best.version, best.report)
         return end(
             "kept" if waiting else OUTCOMES[verdict.decision],
             " ".join([*([waiting] if waiting else ()), *verdict.reasons]),

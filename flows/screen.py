@@ -8,6 +8,7 @@ of the way elsewhere, so that a log file stays readable.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ log = logging.getLogger("nightowl")
 log.setLevel(logging.INFO)
 libraries = log.getChild("libraries")
 """What the training libraries print: for the run's log, not for the story in the terminal."""
+_NOISE = re.compile(
+    r"\{'(loss|eval_loss|train_runtime)'"  # the figures are in MLflow, and in the lines of progress
+    r"|[WI]\d{4} \d\d:\d\d:\d\d\.\d+ |W\d{4} .*_pytree\.py"  # deprecations inside of PyTorch
+    r"|\[bitsandbytes\.backends\.cpu\.ops\|WARNING\]"  # an optional kernel
+)
+libraries.addFilter(lambda record: not _NOISE.match(record.getMessage()))
 # Standard output is for results (`--json` included); the story of the night goes to standard error.
 console = Console(stderr=True, highlight=False)
 if not console.is_terminal:

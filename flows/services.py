@@ -159,11 +159,16 @@ def is_up() -> dict[str, str] | None:
 
 @contextmanager
 def servers(
-    prefect_port: int, mlflow_port: int, kind: str = "embedded", postgres: str | None = None
+    prefect_port: int,
+    mlflow_port: int,
+    kind: str = "embedded",
+    postgres: str | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[tuple[dict[str, str], list[Component]]]:
     """Both servers, until the block ends; yields their URLs (`prefect`: the API's) and what runs.
 
-    `kind`: their profile; `postgres`: URL of a PostgreSQL server for it, one of our own where not given.
+    `kind`: their profile; `postgres`: URL of a PostgreSQL server for it, one of our own where not given;
+    `meanwhile`: what to do while they start.
     """
     with ExitStack() as running:
         running.enter_context(_alone("servers"))
@@ -174,6 +179,8 @@ def servers(
         mlflow, its_tracking, mlflow_healthy = running.enter_context(
             mlflow_server(free_port(mlflow_port), state.options, state.mlflow)
         )
+        if meanwhile:
+            meanwhile()
         prefect_healthy()
         mlflow_healthy()
         if state.access:
@@ -192,18 +199,16 @@ def stack(
     mlflow_port: int,
     kind: str,
     postgres: str | None,
-    pools: Callable[[Server], object],
     deploy: Callable[[Server], object],
+    meanwhile: Callable[[], object],
 ) -> Iterator[tuple[dict[str, str], list[Component]]]:
     """Both servers and a worker for each pool, until the block ends; yields the servers' URLs and what runs.
 
-    `pools` puts the pools on the server before the workers start, `deploy` the rest while they do.
+    `deploy` puts on the Prefect server what is asked of it; `meanwhile` is done while the servers start.
     """
-    with servers(prefect_port, mlflow_port, kind, postgres) as (urls, parts), ExitStack() as running:
-        server = Server(urls["prefect"])
-        pools(server)
+    with servers(prefect_port, mlflow_port, kind, postgres, meanwhile) as (urls, parts), ExitStack() as running:
+        deploy(Server(urls["prefect"]))
         online = [running.enter_context(worker(pool, urls["prefect"], urls["mlflow"])) for pool in POOLS]
-        deploy(server)
         for _, healthy in online:
             healthy()
         yield urls, [*parts, *(part for part, _ in online)]

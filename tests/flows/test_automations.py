@@ -77,6 +77,31 @@ def test_a_source_that_moves_starts_a_night_and_the_gate_tells(
     wait_for(lambda: told("The data gate stopped gated") and told("Night gated: Failed"), 60, lambda: str(up.told))
 
 
+def test_a_pool_without_a_worker_is_told(up: Stack, wait_for: Callable[..., Any]) -> None:
+    worker = up.part("--pool gpu")
+    worker.suspend()
+    try:
+        wait_for(lambda: any("The gpu pool has no worker" in body for body in up.told), 90, lambda: str(up.told))
+    finally:
+        worker.resume()
+    wait_for(lambda: up.server.get("/work_pools/gpu")["status"] == "READY", 60)
+
+
+def test_a_day_without_a_successful_night_is_told(
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    """As deployed, but for ten seconds instead of 26 hours."""
+    up.deploy({**tiny_recipe, "name": "absent", "schedule": {"cron": "0 2 * * *"}}, tmp_path / "absent.yaml")
+    name = "nightowl: no successful night of absent in 26 hours"
+    (there,) = (one for one in up.server.send("POST", "/automations/filter", {"limit": 200}) if one["name"] == name)
+    assert there["enabled"]
+    assert there["trigger"]["within"] == 26 * 3600
+    up.server.send("DELETE", f"/automations/{there['id']}")
+    kept = {field: there[field] for field in ("name", "description", "enabled", "actions", "tags")}
+    up.server.send("POST", "/automations/", {**kept, "trigger": {**there["trigger"], "id": None, "within": 10}})
+    wait_for(lambda: any("No successful night of absent" in body for body in up.told), 90, lambda: str(up.told))
+
+
 def test_a_run_whose_process_is_gone_is_crashed_and_a_suspended_one_is_not(
     up: Stack, wait_for: Callable[..., Any]
 ) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,6 +39,24 @@ time.sleep(600)
         assert len(pids) == 2
         process.kill()
     wait_gone(pids)
+
+
+def test_what_a_worker_started_ends_with_the_stack_though_the_worker_was_killed(
+    nightowl_home: Path, wait_for: Callable[..., Any], wait_gone: Callable[[list[int]], None]
+) -> None:
+    night = [sys.executable, "-c", "import time; print('night', flush=True); time.sleep(600)"]
+    worker = f"import subprocess, time; subprocess.Popen({night!r}, start_new_session=True); time.sleep(600)"
+    log = nightowl_home / "logs" / "worker.log"
+    with component.component("worker", [sys.executable, "-c", worker], {}) as part:
+        wait_for(lambda: log.exists() and "night" in log.read_text(), 60)
+        family = psutil.Process(part.process.pid).children(recursive=True)
+        (its,) = (one for one in family if "print('night'" in one.cmdline()[-1] and "Popen" not in one.cmdline()[-1])
+        its.parent().kill()
+        part.process.wait(60)
+        assert its.is_running()  # the night goes on
+        part.start()
+        wait_for(lambda: log.read_text().count("night") == 2, 60)
+    wait_gone([its.pid])
 
 
 def test_a_taken_port_is_passed_over() -> None:
