@@ -1,6 +1,6 @@
 # Everything runs in .venv, made from requirements.lock; nothing outside this folder is touched.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint up bench pictures clean lock
+.PHONY: help setup demo test lint audit up bench pictures clean lock
 
 RUN := .venv/bin
 # The environment is this folder's own: compiled modules in it save seconds at every later start.
@@ -26,13 +26,17 @@ lint: setup ## ruff, mypy, import-linter
 	@$(RUN)/mypy
 	@$(RUN)/lint-imports --no-cache
 
+audit: setup ## known vulnerabilities of what the lock installs, as far as the package index tells
+	@$(RUN)/python infra/audit.py
+
 up: setup ## the whole stack on this machine, until Ctrl-C: Prefect, MLflow, workers, deployments
 	@$(RUN)/nightowl up
 
 bench: setup ## measure speed and memory, as ratios
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
 
-pictures: setup ## remake the README's pictures from this home's first demo night
+pictures: setup ## remake the README's pictures: this home's first demo night, and a night started in a browser
+	@NIGHTOWL_SCREENSHOTS=$(CURDIR)/infra/pictures $(RUN)/pytest -q tests/browser/test_ui.py -k embedded
 	@$(RUN)/python infra/pictures.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock

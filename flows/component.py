@@ -64,14 +64,17 @@ def free_port(preferred: int) -> int:
 
 @dataclass
 class Component:
-    """A part of the stack; its output goes to `<home>/logs/<name>.log`."""
+    """A part of the stack; its output goes to `<home>/logs/<name>.log`. `before`: done each time before it starts."""
 
     name: str
     command: Sequence[str]
     extra: Mapping[str, str]
+    before: Callable[[], object] | None = None
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
+        if self.before:
+            self.before()
         log = _log(self.name)
         log.parent.mkdir(exist_ok=True)
         with open(log, "ab") as output:
@@ -96,9 +99,11 @@ class Component:
 
 
 @contextmanager
-def component(name: str, command: Sequence[str], extra: Mapping[str, str]) -> Iterator[Component]:
+def component(
+    name: str, command: Sequence[str], extra: Mapping[str, str], before: Callable[[], object] | None = None
+) -> Iterator[Component]:
     """Run a part of the stack until the block ends."""
-    part = Component(name, command, extra)
+    part = Component(name, command, extra, before)
     part.start()
     try:
         yield part

@@ -21,6 +21,7 @@ from flows.component import Component, answers, component, free_port, wait_healt
 from flows.passwords import access, encryption_key, note_access
 from flows.profile import profile
 from flows.server import BUSY_SECONDS, Server
+from flows.tethered import LEAVES
 from tasks.errors import WorldFailed
 from tasks.store import home, write_whole
 
@@ -85,10 +86,20 @@ def worker(pool: str, api: str, mlflow: str) -> Iterator[tuple[Component, Callab
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         # Seconds between a run's signs of life, by which the server tells that its process is gone.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        LEAVES: "1",
     }
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool, "--name", name]
-    with component(pool, command, extra) as part:
+    with component(pool, command, extra, lambda: _take_back(api, pool)) as part:
         yield part, lambda: wait_healthy(part, lambda: _is_online(api, pool, name))
+
+
+def _take_back(api: str, pool: str) -> None:
+    """Schedule again what a worker had taken and not started when it went: it would wait for good."""
+    server = Server(api)
+    query = {"flow_runs": {"state": {"type": {"any_": ["PENDING"]}}}, "work_pools": {"name": {"any_": [pool]}}}
+    for run in server.send("POST", "/flow_runs/filter", query):
+        state = {"type": "SCHEDULED", "message": "The worker that had taken it is gone."}
+        server.send("POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
 def _is_online(api: str, pool: str, name: str) -> bool:

@@ -5,8 +5,8 @@ ends, the pipe closes and the command is terminated, and killed after ten second
 for one night would otherwise keep its port and its database locked after a `kill -9` of that night.
 
 What the command has started goes with it, in whatever session it runs and whoever its parent is now: it
-is known by NIGHTOWL_TETHER in its environment. A command that ends by itself leaves its own running:
-the nights of a worker that died go on.
+is known by NIGHTOWL_TETHER in its environment. With NIGHTOWL_TETHER_LEAVES a command that ends by itself
+leaves its own running: the nights of a worker that died go on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import FrameType
 
 GRACE_SECONDS = 10
 MARK = "NIGHTOWL_TETHER"
+LEAVES = "NIGHTOWL_TETHER_LEAVES"
 
 
 def main(command: list[str]) -> int:
@@ -45,7 +46,7 @@ def main(command: list[str]) -> int:
 
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
-    if told_to.is_set() and (mark := os.environ.get(MARK)):
+    if (told_to.is_set() or LEAVES not in os.environ) and (mark := os.environ.get(MARK)):
         _end_marked(mark)
     return code
 

@@ -107,13 +107,25 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
     page.goto(f"{stack.api.removesuffix('/api')}/runs/flow-run/{night['id']}?tab=Artifacts")
     page.get_by_text("Completed").first.wait_for()
     picture(page, "night", stack)
-    artifact = stack.server.get("/artifacts/by-hand-mlflow/latest")
-    address = re.search(r"\((http[^)]+)\)", artifact["data"])[1]
-    assert address.startswith(stack.mlflow)
+    page.goto(f"{stack.api.removesuffix('/api')}/artifacts/key/by-hand-report")
+    link = page.get_by_role("link", name="nightowl-by-hand version 1").first
+    link.wait_for()
+    picture(page, "report-in-prefect", stack)
+    for name in ("the whole report", "the night's run", "nightowl-by-hand version 1"):
+        assert page.get_by_role("link", name=name).first.get_attribute("href").startswith(f"{stack.mlflow}/#/")
+    run, version = (
+        page.get_by_role("link", name=n).first.get_attribute("href")
+        for n in ("the night's run", "nightowl-by-hand version 1")
+    )
 
-    page.goto(address)
+    page.goto(run)
     page.get_by_text("training.learning_rate").first.wait_for()
-    page.goto(f"{stack.mlflow}/#/models/nightowl-by-hand/versions/1")
+    page.goto(version)
     page.get_by_text("nightowl-by-hand").first.wait_for()
-    page.get_by_text("nightowl.mixture").first.wait_for()
+    # What it came from: the mixture by its digest, and the sources' commits.
+    for tag in ("nightowl.mixture", "nightowl.recipe"):
+        page.get_by_text(tag).first.wait_for()
     picture(page, "version", stack)
+    # And the way back.
+    tags = stack.server.get("/artifacts/by-hand-mlflow/latest")["data"]
+    assert run in tags

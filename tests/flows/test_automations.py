@@ -105,5 +105,5 @@ def test_a_day_without_a_successful_night_is_told(
 def test_a_run_whose_process_is_gone_is_crashed_and_a_suspended_one_is_not(
     up: Stack, wait_for: Callable[..., Any]
 ) -> None:
-    wait_for(lambda: up.run(up.silent["running"])["state"]["type"] == "CRASHED", 240)
+    wait_for(lambda: up.run(up.silent["running"])["state"]["type"] == "CRASHED", 300)
     assert up.run(up.silent["suspended"])["state"]["name"] == "Suspended"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from tasks.recipe import PRESETS
+from tests.infra.programs import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY_TEXT = "torch transformers great_expectations mlflow evalscope unsloth trl peft datasets matplotlib scipy"
@@ -46,6 +48,31 @@ def test_the_chinese_readme_has_the_same_commands() -> None:
 
     assert len(commands("README.md")) > 15
     assert commands("README.zh-CN.md") == commands("README.md")
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_every_command_line_in_the_readme_is_taken(readme: str) -> None:
+    """By the command's own parser; what they do is tested where it is done."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:    |\| `)(nightowl [^`\n]+)|`(nightowl [a-z]+ [^`\n]+)`", text, re.MULTILINE)
+    told = {(first or second).partition(" #")[0].strip() for first, second in lines}
+    assert len(told) > 15
+    placeholders = {
+        "VERSION": "1",
+        "OUT": "out",
+        "REASON": "because",
+        "URI": "hf://org/name",
+        "ROW_ID": "0" * 32,
+        "'...'": "because",
+    }
+    for line in told:
+        for name, value in placeholders.items():
+            line = line.replace(name, value)
+        assert refusal(shlex.split(line)) == "", line
+    targets = set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    makefile = (ROOT / "Makefile").read_text()
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
 
 
 def test_make_help_lists_every_target() -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from stack import Stack
 
+from flows.component import answers
 from flows.placement import _RAISED, _foreseen
 from tasks.errors import BadInput, NightowlError, Refused, WorldFailed
 
@@ -41,7 +42,7 @@ def past_a_checkpoint(home: Path, known: set[Path]) -> list[psutil.Process]:
     return trainers(home) if set(home.glob("store/work/adapter-*/**/checkpoint-*")) - known else []
 
 
-def test_a_night_on_the_pools_survives_the_death_of_its_training(
+def test_a_night_on_the_pools_survives_the_death_of_its_training_of_the_server_and_of_a_worker(
     up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
 ) -> None:
     search = {"candidates": 2, "vary": [{"field": "training.rank", "choices": [4, 2]}]}
@@ -51,6 +52,11 @@ def test_a_night_on_the_pools_survives_the_death_of_its_training(
     stage = trainer.parent()
     assert stage is not None
     stage.kill()
+    # The server and the worker that waits for the stages as well: `nightowl up` starts them again.
+    for part in (up.part("prefect", "server", "start"), up.part("--pool data")):
+        part.kill()
+        part.wait(60)
+    wait_for(lambda: answers(f"{up.api}/health"), 200)
     ended = up.ended(night["id"], 600)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
 

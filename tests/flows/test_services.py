@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from flows import component, services
+from flows.tethered import LEAVES
 from tasks.errors import WorldFailed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ def test_what_a_worker_started_ends_with_the_stack_though_the_worker_was_killed(
     night = [sys.executable, "-c", "import time; print('night', flush=True); time.sleep(600)"]
     worker = f"import subprocess, time; subprocess.Popen({night!r}, start_new_session=True); time.sleep(600)"
     log = nightowl_home / "logs" / "worker.log"
-    with component.component("worker", [sys.executable, "-c", worker], {}) as part:
+    with component.component("worker", [sys.executable, "-c", worker], {LEAVES: "1"}) as part:
         wait_for(lambda: log.exists() and "night" in log.read_text(), 60)
         family = psutil.Process(part.process.pid).children(recursive=True)
         (its,) = (one for one in family if "print('night'" in one.cmdline()[-1] and "Popen" not in one.cmdline()[-1])
@@ -57,6 +58,19 @@ def test_what_a_worker_started_ends_with_the_stack_though_the_worker_was_killed(
         part.start()
         wait_for(lambda: log.read_text().count("night") == 2, 60)
     wait_gone([its.pid])
+
+
+def test_what_a_server_started_ends_with_it(
+    nightowl_home: Path, wait_for: Callable[..., Any], wait_gone: Callable[[list[int]], None]
+) -> None:
+    """A child that outlives its server would keep the port, and the server could not be started again."""
+    child = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+    server = f"import subprocess, os, time; subprocess.Popen({child!r}); time.sleep(1); os.kill(os.getpid(), 9)"
+    log = nightowl_home / "logs" / "server.log"
+    with component.component("server", [sys.executable, "-c", server], {}) as part:
+        pid = wait_for(lambda: log.exists() and log.read_text().strip(), 60)
+        part.process.wait(60)
+        wait_gone([int(pid)])
 
 
 def test_a_taken_port_is_passed_over() -> None:
