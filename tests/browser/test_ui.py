@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from stack import Stack
 
@@ -127,5 +128,7 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
         page.get_by_text(tag).first.wait_for()
     picture(page, "version", stack)
     # And the way back.
-    tags = stack.server.get("/artifacts/by-hand-mlflow/latest")["data"]
-    assert run in tags
+    asked = f"{stack.mlflow}/api/2.0/mlflow/runs/get?run_id={run.rpartition('/')[2]}"
+    known = ("nightowl", stack.password) if stack.password else None
+    tags = {tag["key"]: tag["value"] for tag in httpx.get(asked, auth=known).json()["run"]["data"]["tags"]}
+    assert tags["nightowl.flow_run"] == f"{stack.api.removesuffix('/api')}/runs/flow-run/{night['id']}"

@@ -44,17 +44,33 @@ def test_every_command_in_the_readme_exists() -> None:
 def test_the_chinese_readme_has_the_same_commands() -> None:
     def commands(readme: str) -> list[str]:
         text = (ROOT / readme).read_text(encoding="utf-8")
-        return re.findall(r"^(?:    |\| `)((?:nightowl|make) [^`\n]+)", text, re.MULTILINE)
+        return re.findall(
+            r"^(?:    |\| `)((?:[A-Z_]+=\S+ )*(?:nightowl|make|curl|docker|kubectl|\(umask) [^`\n]+)",
+            text,
+            re.MULTILINE,
+        )
 
     assert len(commands("README.md")) > 15
     assert commands("README.zh-CN.md") == commands("README.md")
+
+    def parts(readme: str) -> tuple[int, list[str]]:
+        text = (ROOT / readme).read_text(encoding="utf-8")
+        return len(re.findall("^## ", text, re.MULTILINE)), sorted(set(re.findall(r"\]\(([^)]+)\)", text)))
+
+    (sections, links), (theirs, their_links) = parts("README.md"), parts("README.zh-CN.md")
+    assert theirs == sections
+    assert [link for link in their_links if link not in links] == ["README.md"]
+    assert [link for link in links if link not in their_links] == ["README.zh-CN.md"]
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_every_command_line_in_the_readme_is_taken(readme: str) -> None:
     """By the command's own parser; what they do is tested where it is done."""
     text = (ROOT / readme).read_text(encoding="utf-8")
-    lines = re.findall(r"^(?:    |\| `)(nightowl [^`\n]+)|`(nightowl [a-z]+ [^`\n]+)`", text, re.MULTILINE)
+    lines = re.findall(
+        r"^(?:    |\| `)(?:[A-Z_]+=\S+ )*(nightowl [^`\n]+)|`(nightowl [a-z]+ [^`\n]+)`", text, re.MULTILINE
+    )
     told = {(first or second).partition(" #")[0].strip() for first, second in lines}
     assert len(told) > 15
     placeholders = {
