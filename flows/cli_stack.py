@@ -69,7 +69,7 @@ def up(
     from flows.hook import hook
     from flows.passwords import access
     from flows.server import Server, apply
-    from flows.services import is_up, stack
+    from flows.services import AlreadyUp, is_up, stack
     from tasks.errors import BadInput
     from tasks.store import home
 
@@ -77,8 +77,12 @@ def up(
     kind = profile or (Profile.server if access() else Profile.embedded)
     if postgres and kind is not Profile.server:
         raise BadInput("--postgres", postgres, "is for the server profile", "Add --profile server, or leave it out.")
-    if running := is_up():
+
+    def already(running: dict[str, str]) -> Any:
         return running, lambda: print(f"already up: Prefect {running['prefect'][:-4]}, MLflow {running['mlflow']}")
+
+    if running := is_up():
+        return already(running)
 
     def deploy(server: Server) -> None:
         for asked in _asked(server, deployed):
@@ -103,6 +107,8 @@ def up(
                 print(f"{said} (Prefect's page takes nightowl:PASSWORD)", file=sys.stderr)
             print("Ctrl-C stops it all; logs are in " + str(home() / "logs"), file=sys.stderr, flush=True)
             keep_running(parts)
+    except AlreadyUp as other:
+        return already(other.urls)
     except KeyboardInterrupt:
         pass
     return None, lambda: print("stopped", file=sys.stderr)

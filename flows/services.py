@@ -34,6 +34,14 @@ POOLS = ("data", "gpu")
 _UP = "up.json"
 
 
+class AlreadyUp(Exception):
+    """Another `nightowl up` serves this home; `urls`: as is_up() has them."""
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        super().__init__(urls)
+        self.urls = urls
+
+
 @contextmanager
 def prefect_server(
     port: int, *, for_people: bool, state: Mapping[str, str] | None = None
@@ -142,11 +150,16 @@ def _send_last_logs() -> None:
 def _alone(what: str) -> Iterator[None]:
     """Hold one of the home's locks: `night` while a night runs here, `servers` while somebody serves this home."""
     lock = FileLock(home() / f"{what}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another night runs on {home()}; waiting for it to end ...", file=sys.stderr, flush=True)
-        lock.acquire()
+    said = False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=1 if said else 0)
+        except Timeout:
+            if what == "servers" and (running := is_up()):
+                raise AlreadyUp(running) from None
+            if not said:
+                print(f"Somebody works on {home()}; waiting for them to end ...", file=sys.stderr, flush=True)
+            said = True
     try:
         yield
     finally:

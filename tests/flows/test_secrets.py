@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,36 @@ import pytest
 from stack import PLANTED, Stack
 
 pytestmark = pytest.mark.timeout(600)
+OWN = ("passwords.json", "access.json")
+"""Where the server profile keeps its passwords, for their owner alone."""
 
 
 def holding(folder: Path, secrets: set[bytes]) -> list[tuple[str, bytes]]:
     """Files of a folder with one of the secrets in them."""
     found = []
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.name not in OWN:
             content = path.read_bytes()
             found += [(str(path.relative_to(folder)), secret) for secret in secrets if secret in content]
     return found
 
 
-def test_no_secret_of_the_environment_is_written_down(up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
-    up.deploy({**tiny_recipe, "name": "discreet"}, tmp_path / "discreet.yaml")
-    run = up.start("watch-sources/discreet")
-    assert up.ended(run["id"], 180)["state"]["type"] == "COMPLETED", up.log(run["id"])
-    family = psutil.Process(up.process.pid).children(recursive=True)
-    assert any(process.environ().get("HF_TOKEN") == PLANTED["HF_TOKEN"] for process in family), "nothing was planted"
+@pytest.mark.parametrize("which", ["up", "served"])
+def test_no_secret_is_written_down(
+    which: str, request: pytest.FixtureRequest, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    stack: Stack = request.getfixturevalue(which)
+    stack.deploy({**tiny_recipe, "name": "discreet"}, tmp_path / "discreet.yaml")
+    run = stack.start("watch-sources/discreet")
+    assert stack.ended(run["id"], 300)["state"]["type"] == "COMPLETED", stack.log(run["id"])
+    family = psutil.Process(stack.process.pid).children(recursive=True)
+    environments = [process.environ() for process in family if "flows.tethered" in process.cmdline()]
+    assert any(one.get("HF_TOKEN") == PLANTED["HF_TOKEN"] for one in environments), "nothing was planted"
     secrets = {value.encode() for value in PLANTED.values()} | {b"token-of-the-webhook"}
-    assert holding(up.home, {b"discreet"}), "the search finds nothing at all"
-    assert holding(up.home, secrets) == []
+    if stack.password:
+        secrets |= {value.encode() for value in json.loads((stack.home / "passwords.json").read_text()).values()}
+    assert holding(stack.home, {b"discreet"}), "the search finds nothing at all"
+    assert holding(stack.home, secrets) == []
+    # Nor can other users read it in the list of processes.
+    words = " ".join(word for process in family for word in process.cmdline())
+    assert [secret for secret in secrets if secret.decode() in words] == []
