@@ -54,7 +54,11 @@ def train_along(file: Path) -> int:
 
     training = TrainingSpec.model_validate_json(file.read_bytes()).training
     command = [sys.executable, "-P", "-m", "tasks.training.ranks", BACKENDS[training.backend], str(file)]
-    return subprocess.run(command, cwd=file.parent, env=_environment(training.processes), check=False).returncode
+    # The training process takes the end of its standard input for the end of who started it.
+    with subprocess.Popen(
+        command, cwd=file.parent, env=_environment(training.processes), stdin=subprocess.PIPE
+    ) as launched:
+        return launched.wait()
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def test_a_day_without_a_successful_night_is_told(
     assert there["trigger"]["within"] == 26 * 3600
     up.server.send("DELETE", f"/automations/{there['id']}")
     kept = {field: there[field] for field in ("name", "description", "enabled", "actions", "tags")}
-    up.server.send("POST", "/automations/", {**kept, "trigger": {**there["trigger"], "id": None, "within": 10}})
+    trigger = {**{key: value for key, value in there["trigger"].items() if key != "id"}, "within": 10}
+    up.server.send("POST", "/automations/", {**kept, "trigger": trigger})
     wait_for(lambda: any("No successful night of absent" in body for body in up.told), 90, lambda: str(up.told))
 
 
