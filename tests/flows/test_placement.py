@@ -42,7 +42,7 @@ def past_a_checkpoint(home: Path, known: set[Path]) -> list[psutil.Process]:
     return trainers(home) if set(home.glob("store/work/adapter-*/**/checkpoint-*")) - known else []
 
 
-def test_a_night_on_the_pools_survives_the_death_of_its_training_of_the_server_and_of_a_worker(
+def test_a_night_on_the_pools_survives_the_death_of_its_training(
     up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
 ) -> None:
     search = {"candidates": 2, "vary": [{"field": "training.rank", "choices": [4, 2]}]}
@@ -52,11 +52,6 @@ def test_a_night_on_the_pools_survives_the_death_of_its_training_of_the_server_a
     stage = trainer.parent()
     assert stage is not None
     stage.kill()
-    # The server and the worker that waits for the stages as well: `nightowl up` starts them again.
-    for part in (up.part("prefect", "server", "start"), up.part("--pool data")):
-        part.kill()
-        part.wait(60)
-    wait_for(lambda: answers(f"{up.api}/health"), 200)
     ended = up.ended(night["id"], 600)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
 
@@ -76,6 +71,24 @@ def test_a_night_on_the_pools_survives_the_death_of_its_training_of_the_server_a
     assert len(resumed) == 2
     assert max(resumed) >= CHECKPOINT
     assert "its process is gone" in up.log(night["id"])
+
+
+def test_a_night_survives_the_death_of_the_server_and_of_its_worker(
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    """`nightowl up` starts both again, and the night, whose own process is alive, goes on."""
+    up.deploy(long(tiny_recipe, name="orphaned", training={"seed": 2}), tmp_path / "orphaned.yaml")
+    known = set(up.home.glob("store/work/adapter-*/**/checkpoint-*"))
+    night = up.start("nightly/orphaned")
+    (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, known), 500, lambda: up.log(night["id"]))
+    killed = [up.part("prefect", "server", "start"), up.part("--pool data")]
+    for part in killed:
+        part.kill()
+    wait_for(lambda: not any(part.is_running() for part in killed), 60)
+    wait_for(lambda: answers(f"{up.api}/health"), 200)
+    ended = up.ended(night["id"], 600)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
+    assert not trainer.is_running()
 
 
 def test_a_night_that_a_person_cancels_stops_its_training(

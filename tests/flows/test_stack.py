@@ -17,11 +17,12 @@ from stack import Stack
 IDLE_BYTES = 1.5e9
 
 
-def everything(server: Any) -> list[tuple[str, str]]:
-    """What a deploy could touch and workers do not, with the times at which it was last touched."""
+def everything(server: Any) -> dict[str, Any]:
+    """What a deploy could touch, by id, but for what workers and the clock touch."""
     asked = ("deployments", "automations", "block_documents")
-    found = [entry for kind in asked for entry in server.send("POST", f"/{kind}/filter", {})]
-    return sorted((entry["id"], entry["updated"]) for entry in found)
+    found = [entry for kind in asked for entry in server.send("POST", f"/{kind}/filter", {"limit": 200})]
+    moving = ("updated", "status", "last_polled", "work_queue_id")
+    return {entry["id"]: {name: value for name, value in entry.items() if name not in moving} for entry in found}
 
 
 def test_it_serves_both_on_this_machine_alone(up: Stack) -> None:
