@@ -4,6 +4,7 @@ from tasks.training.adapter_folder import require_base, weights_digest
 from tasks.training.memory import Memory, estimate, fitting, longest, shape_of
 from tasks.training.method import require_possible
 from tasks.training.mirrors import figures, mirrored, require_installed
+from tasks.training.nodes import meeting, train_along
 from tasks.training.process import run
 from tasks.training.rows import steps
 from tasks.training.schema import Adapter, Progress
@@ -27,6 +28,7 @@ __all__ = [
     "figures",
     "fitting",
     "longest",
+    "meeting",
     "mirrored",
     "require_base",
     "require_installed",
@@ -34,5 +36,6 @@ __all__ = [
     "run",
     "shape_of",
     "steps",
+    "train_along",
     "weights_digest",
 ]

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from flows.component import free_port
-from flows.node import meeting
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
 from tasks.train import training_spec
-from tasks.training import BACKENDS, Adapter, run
+from tasks.training import BACKENDS, Adapter, meeting, run
 
 
 def test_a_second_node_trains_along(
