@@ -35,8 +35,7 @@ up: setup ## the whole stack on this machine, until Ctrl-C: Prefect, MLflow, wor
 bench: setup ## measure speed and memory, as ratios
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
 
-pictures: setup ## remake the README's pictures: this home's first demo night, and a night started in a browser
-	@NIGHTOWL_SCREENSHOTS=$(CURDIR)/infra/pictures $(RUN)/pytest -q tests/browser/test_ui.py -k embedded
+pictures: setup ## remake the README's pictures from this home's first demo night
 	@$(RUN)/python infra/pictures.py
 
 lock: setup ## resolve the dependencies anew into requirements.lock
