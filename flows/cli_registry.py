@@ -94,14 +94,13 @@ def champion(recipe: RecipeArgument, changes: SetOption = None, as_json: JsonOpt
     reigning = next((c for c in registered(loaded) if "champion" in c.aliases), None)
     if reigning is None:
         raise Refused(f"{loaded.registered_model} has no champion yet. `nightowl run {recipe}` makes a candidate.")
-    told = {"model": loaded.registered_model, **reigning.model_dump(mode="json")}
-    told["lineage"] = lineage_of(loaded.registered_model, reigning.version)
+    lineage = lineage_of(loaded.registered_model, reigning.version)
+    told = {"model": loaded.registered_model, **reigning.model_dump(mode="json"), "lineage": lineage}
 
     def say() -> None:
-        for name, value in told.items():
-            entries = value if isinstance(value, dict) else {"": value}
-            for key, entry in entries.items():
-                print(f"{name if key == '' else key:24} {entry}")
+        from flows.tables import champion_table
+
+        terminal().print(champion_table(loaded.registered_model, reigning, lineage))
 
     return told, say
 

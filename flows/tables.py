@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -93,6 +94,42 @@ def candidates_table(
 def _by_line(values: Mapping[str, Value]) -> str:
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
     return "\n".join(f"{name} {value}" for name, value in shown.items())
+
+
+def champion_table(model: str, champion: Candidate, lineage: Mapping[str, str]) -> Table:
+    """The adapter that is let out, and what a person asks of it; all else is in `--json` and in MLflow.
+
+    `lineage`: what the version carries of where it came from.
+    """
+    shares = json.loads(lineage.get("shares", "{}"))
+    shown = {
+        model: f"version {champion.version}, {', '.join(champion.aliases)}",
+        "adapter": f"{champion.adapter[:12]}, {champion.name or 'candidate'} of {champion.made_at[:16]} UTC",
+        "values": _by_line(champion.values),
+        "base": champion.base,
+        "scores": "\n".join(_score(champion, suite) for suite in champion.scores),
+        "verdict": "\n".join([champion.verdict, *champion.reasons]),
+        "sources": lineage.get("sources", ""),
+        "shares": "\n".join(f"{name} {reached:.1%} (asked {asked:.1%})" for name, (asked, reached) in shares.items()),
+        "mixture": lineage.get("mixture", "")[:12],
+        "code": f"{lineage.get('code', '')}, lock {lineage.get('lock', '')[:12]}",
+        "device": lineage.get("device", ""),
+        "run": champion.run_id,
+        "night": champion.night,
+        "flow run": lineage.get("flow_run", ""),
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in shown.items():
+        if value:
+            table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def _score(candidate: Candidate, suite: str) -> str:
+    among = candidate.intervals.get(suite)
+    return f"{suite} {candidate.scores[suite]:.4g}" + (f" ({among[0]:.4g} to {among[1]:.4g})" if among else "")
 
 
 def nights_table(nights: Sequence[NightRecord]) -> Table:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from flows.cli_registry import _draw
-from flows.tables import candidates_table
+from flows.tables import candidates_table, champion_table
 from tasks.errors import BadInput
 from tasks.recipe import Recipe, load
 from tasks.registry import Candidate, NightRecord
@@ -118,3 +118,16 @@ def test_what_cannot_be_drawn_says_why(
 ) -> None:
     with pytest.raises(BadInput, match=says):
         _draw(recipe, [judged(1, 16)], tmp_path / file, field)
+
+
+def test_the_champion_is_shown_for_a_person(judged: Callable[..., Candidate]) -> None:
+    champion = judged(3, 8, aliases=("champion",), reasons=("it is better",))
+    lineage = {"shares": '{"chat": [0.25, 0.2512]}', "sources": "chat hf://org/name@c0ffee", "code": "0.1.0"}
+    said = io.StringIO()
+    Console(file=said, width=120).print(champion_table("nightowl-demo", champion, lineage))
+    shown = ("version 3, champion", "tool_call 0.6 (0.5 to 0.7)", "chat_format 0.125 ", f"{RANK} 8", "it is better")
+    for part in shown:
+        assert part in said.getvalue()
+    assert "chat 25.1% (asked 25.0%)" in said.getvalue()
+    assert "hf://org/name@c0ffee" in said.getvalue()
+    assert "flow run" not in said.getvalue()  # nothing is known of one
