@@ -117,17 +117,23 @@ def keep_running(parts: Sequence[Component]) -> NoReturn:
     Raises WorldFailed when one ends MOST_RESTARTS times within an hour.
     """
     restarts: list[tuple[float, str]] = []
+    waiting: set[str] = set()
     while True:
         for part in parts:
             if part.process.poll() is None:
                 continue
-            now = time.monotonic()
-            restarts = [(when, name) for when, name in restarts if now - when < 3600]
-            restarts.append((now, part.name))
-            if [name for _, name in restarts].count(part.name) > MOST_RESTARTS:
-                raise WorldFailed(part.name, "ends again and again", f"Its log is {_log(part.name)}.")
-            print(f"{part.name} ended ({part.process.returncode}); starting it again", file=sys.stderr, flush=True)
-            part.start()
+            if part.name not in waiting:
+                now = time.monotonic()
+                restarts = [(when, name) for when, name in restarts if now - when < 3600]
+                restarts.append((now, part.name))
+                if [name for _, name in restarts].count(part.name) > MOST_RESTARTS:
+                    raise WorldFailed(part.name, "ends again and again", f"Its log is {_log(part.name)}.")
+                print(f"{part.name} ended ({part.process.returncode}); starting it again", file=sys.stderr, flush=True)
+            try:
+                part.start()
+                waiting.discard(part.name)
+            except WorldFailed:  # it asks a part that is being started again itself
+                waiting.add(part.name)
         time.sleep(1)
 
 
