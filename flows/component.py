@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows.passwords import access
-from flows.tethered import MARK
+from flows.tethered import MARK, end_marked
 from tasks.errors import WorldFailed
 from tasks.store import home
 
@@ -84,10 +84,17 @@ class Component:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **environment(), **self.extra, MARK: f"{os.getpid()}-{self.name}"},
+                env={**os.environ, **environment(), **self.extra, MARK: self._mark},
             )
 
+    @property
+    def _mark(self) -> str:
+        return f"{os.getpid()}-{self.name}"
+
     def stop(self) -> None:
+        if self.process.poll() is not None:  # it may have left what it had started
+            end_marked(self._mark)
+            return
         if self.process.stdin:
             self.process.stdin.close()
         self.process.send_signal(signal.SIGTERM)

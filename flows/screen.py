@@ -8,10 +8,14 @@ of the way elsewhere, so that a log file stays readable.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import select
+import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,6 +51,32 @@ def tell() -> None:
         story = _Story()
         story.addFilter(lambda record: not record.name.startswith(libraries.name))
         log.addHandler(story)
+
+
+def _outlive_readers() -> None:
+    """Let this process's output go nowhere once nobody reads it any more.
+
+    A run writes to a pipe of its worker. When that dies, the next line would raise BrokenPipeError, on which rich, and
+    so Prefect's own handler of logs, ends the process: a night must not die of it.
+    """
+    written = select.poll()
+    for stream in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(stream).st_mode):
+                written.register(stream, 0)  # that the other end is closed is always told
+
+    def watch() -> None:
+        while gone := written.poll():
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream, _ in gone:
+                written.unregister(stream)
+                os.dup2(nowhere, stream)
+            os.close(nowhere)
+
+    threading.Thread(target=watch, name="output", daemon=True).start()
+
+
+_outlive_readers()
 
 
 @contextmanager

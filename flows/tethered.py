@@ -47,11 +47,12 @@ def main(command: list[str]) -> int:
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
     if (told_to.is_set() or LEAVES not in os.environ) and (mark := os.environ.get(MARK)):
-        _end_marked(mark)
+        end_marked(mark)
     return code
 
 
-def _end_marked(mark: str) -> None:
+def end_marked(mark: str) -> None:
+    """End every process with this mark in its environment, but this one."""
     import psutil
 
     left = []
