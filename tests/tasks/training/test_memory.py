@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.recipe import Training
-from tasks.training import memory
+from tasks.mixture import TokenisedMixture
+from tasks.recipe import Recipe, Training
+from tasks.sources import BaseSnapshot
+from tasks.store import Store
+from tasks.train import training_spec
+from tasks.training import memory, process
 
 _QWEN3 = {
     # (hidden, intermediate, layers, heads, tied): parameters as the published weights have them
@@ -73,15 +77,15 @@ def test_the_estimate_is_within_15_percent_of_what_was_measured(
     assert found.total / 1e9 == pytest.approx(measured, rel=0.15)
 
 
-def test_a_model_trained_here_takes_about_what_was_said(
-    train_here: Callable[..., object], tiny_base: Callable[[Path], None], tmp_path: Path
+def test_a_model_trained_takes_about_what_was_said(
+    recipe: Callable[..., Recipe], mixture: TokenisedMixture, base: BaseSnapshot, store: Store, tmp_path: Path
 ) -> None:
-    """Coarse: the libraries are most of it, and this process holds the tests' as well."""
-    tiny_base(tmp_path)
-    training = Training(backend="transformers", batch_size=4, rank=4)
-    found = memory.estimate(memory.shape_of(tmp_path, training), training, length=60, micro=4, gpu=False)
-    measured = train_here().result.peak_memory  # type: ignore[attr-defined]
-    assert 0.5 < found.total / measured < 2
+    """Coarse: the libraries are most of it."""
+    night = recipe(backend="transformers")
+    shape = memory.shape_of(store.folder(base), night.training)
+    found = memory.estimate(shape, night.training, length=60, micro=4, gpu=False)
+    made = process.run(training_spec(night, mixture, base, store, tmp_path), "tasks.training.transformers_backend")
+    assert 0.5 < found.total / made.peak_memory < 2
 
 
 def test_what_does_not_fit_is_cut_by_rows_then_by_length(tmp_path: Path) -> None:
