@@ -23,7 +23,7 @@ from tasks.conversations import read_conversations
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = 20  # training.save_steps of the demo
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
 
 @dataclass

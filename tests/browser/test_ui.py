@@ -16,7 +16,7 @@ import httpx
 import pytest
 from stack import Stack
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 NIGHT_SECONDS = 600
 
 
@@ -108,7 +108,9 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
     page.goto(f"{stack.api.removesuffix('/api')}/runs/flow-run/{night['id']}?tab=Artifacts")
     page.get_by_text("Completed").first.wait_for()
     picture(page, "night", stack)
-    page.goto(f"{stack.api.removesuffix('/api')}/artifacts/key/by-hand-report")
+    asked = {"artifacts": {"key": {"any_": ["by-hand-report"]}}}
+    (report,) = stack.server.send("POST", "/artifacts/filter", asked)
+    page.goto(f"{stack.api.removesuffix('/api')}/artifacts/artifact/{report['id']}")
     link = page.get_by_role("link", name="nightowl-by-hand version 1").first
     link.wait_for()
     picture(page, "report-in-prefect", stack)
@@ -128,7 +130,7 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
         page.get_by_text(tag).first.wait_for()
     picture(page, "version", stack)
     # And the way back.
-    asked = f"{stack.mlflow}/api/2.0/mlflow/runs/get?run_id={run.rpartition('/')[2]}"
+    its_run = f"{stack.mlflow}/api/2.0/mlflow/runs/get?run_id={run.rpartition('/')[2]}"
     known = ("nightowl", stack.password) if stack.password else None
-    tags = {tag["key"]: tag["value"] for tag in httpx.get(asked, auth=known).json()["run"]["data"]["tags"]}
+    tags = {tag["key"]: tag["value"] for tag in httpx.get(its_run, auth=known).json()["run"]["data"]["tags"]}
     assert tags["nightowl.flow_run"] == f"{stack.api.removesuffix('/api')}/runs/flow-run/{night['id']}"

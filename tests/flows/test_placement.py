@@ -17,7 +17,7 @@ from flows.placement import _RAISED, _foreseen
 from tasks.errors import BadInput, NightowlError, Refused, WorldFailed
 
 CHECKPOINT = 20
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 
 
 def long(recipe: dict[str, Any], **how: Any) -> dict[str, Any]:
