@@ -37,7 +37,7 @@ def page(chromium: str, stack: Stack) -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-quic"])
         context = browser.new_context(viewport={"width": 1280, "height": 900}, http_credentials=known)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.route(re.compile(r"^https?://(?!127\.0\.0\.1[:/])"), lambda route: route.abort())
         yield page
         browser.close()
@@ -74,7 +74,10 @@ def test_a_person_starts_a_night_and_finds_its_adapter(
     come_in(page, stack)
     page.get_by_placeholder("Search deployments").fill("by-hand")
     row = page.get_by_role("row").filter(has_text="nightly").filter(has_text="by-hand")
-    row.get_by_role("link", name="by-hand").first.click()
+    link = row.get_by_role("link", name="by-hand").first
+    link.wait_for()
+    # A list that is just drawn anew swallows a click.
+    page.goto(f"{stack.api.removesuffix('/api')}/deployments/deployment/{deployment['id']}")
     page.get_by_role("button", name="Run", exact=True).first.click()
     page.get_by_text("Custom run").first.click()
 
