@@ -96,10 +96,6 @@ def _all(*conditions: Looks) -> Looks:
     return lambda rows: all(looks(rows) for looks in conditions)
 
 
-def _any(*conditions: Looks) -> Looks:
-    return lambda rows: any(looks(rows) for looks in conditions)
-
-
 def _not(condition: Looks) -> Looks:
     return lambda rows: not condition(rows)
 

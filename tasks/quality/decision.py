@@ -26,7 +26,7 @@ from tasks.store import home
 if TYPE_CHECKING:
     from expectations import Outcome, RowRule, Table
 
-UNCONVERTIBLE, SET_ASIDE = ALL_ROWS
+_, SET_ASIDE = ALL_ROWS
 SEVERITIES = ("critical", "warning", "info")
 
 
