@@ -104,9 +104,10 @@ def timed(name: str, ask, times: int = 3) -> None:
         started = time.perf_counter()
         found = ask()
         best = min(best, time.perf_counter() - started)
-    counts = f"{len(found)} found"
     if isinstance(found, Holders):
         counts = f"{len(found.mixtures)} mixtures, {len(found.adapters)} adapters, {len(found.versions)} versions"
+    else:
+        counts = f"{len(found)} found"
     print(f"{name:34} {best:6.2f} s   {counts}", flush=True)
 
 

@@ -15,6 +15,7 @@ from stack import Stack
 from flows.component import answers
 from flows.placement import _RAISED, _foreseen
 from tasks.errors import BadInput, NightowlError, Refused, WorldFailed
+from tasks.training.checkpoints import SEAL
 
 CHECKPOINT = 20
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
@@ -38,8 +39,13 @@ def trainers(home: Path) -> list[psutil.Process]:
 
 
 def past_a_checkpoint(home: Path, known: set[Path]) -> list[psutil.Process]:
-    """The training processes, once there is a checkpoint that was not there before."""
-    return trainers(home) if set(home.glob("store/work/adapter-*/**/checkpoint-*")) - known else []
+    """The training processes, once there is a whole checkpoint that was not there before."""
+    return trainers(home) if checkpoints(home) - known else []
+
+
+def checkpoints(home: Path) -> set[Path]:
+    """The whole checkpoints of a home."""
+    return {seal.parent for seal in home.glob(f"store/work/adapter-*/**/checkpoint-*/{SEAL}")}
 
 
 def test_a_night_on_the_pools_survives_the_death_of_its_training(
@@ -78,7 +84,7 @@ def test_a_night_survives_the_death_of_the_server_and_of_its_worker(
 ) -> None:
     """`nightowl up` starts both again, and the night, whose own process is alive, goes on."""
     up.deploy(long(tiny_recipe, name="orphaned", training={"seed": 2}), tmp_path / "orphaned.yaml")
-    known = set(up.home.glob("store/work/adapter-*/**/checkpoint-*"))
+    known = checkpoints(up.home)
     night = up.start("nightly/orphaned")
     (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, known), 500, lambda: up.log(night["id"]))
     killed = [up.part("prefect", "server", "start"), up.part("--pool data")]
@@ -95,7 +101,7 @@ def test_a_night_that_a_person_cancels_stops_its_training(
     up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
 ) -> None:
     up.deploy(long(tiny_recipe, name="cancelled", training={"seed": 1}), tmp_path / "cancelled.yaml")
-    known = set(up.home.glob("store/work/adapter-*/**/checkpoint-*"))
+    known = checkpoints(up.home)
     night = up.start("nightly/cancelled")
     (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, known), 500, lambda: up.log(night["id"]))
     started = time.monotonic()

@@ -418,10 +418,12 @@ RUSH = """
 
     def rush(worker):
         os.environ["NIGHTOWL_HOME"] = homes[worker % len(homes)]
+        times = attempts
         if worker >= workers:
             die_in_the_middle(2, doomed[worker - workers])
+            times = 1000  # whoever is doomed goes on until it has moved twice, however many come first
         luck = random.Random(worker)
-        for attempt in range(attempts):
+        for attempt in range(times):
             number, who = luck.randint(1, 4), f"{worker}/{attempt}"
             try:
                 if luck.random() < 0.5:
