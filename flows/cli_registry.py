@@ -302,23 +302,15 @@ def _tell_prefect(model: str, moved: Move) -> None:
     if not moved.moved or ("PREFECT_API_URL" not in os.environ and running is None):
         return
     import logging
-    from datetime import UTC, datetime
-    from uuid import uuid4
 
     from flows.server import Server
     from tasks.errors import NightowlError
 
-    event = {
-        "id": str(uuid4()),
-        "occurred": datetime.now(UTC).isoformat(),
-        "event": f"nightowl.{moved.kind}",
-        "resource": {"prefect.resource.id": f"nightowl.champion.{model}"},
-        "payload": moved.model_dump(mode="json"),
-    }
     if running:
         os.environ.setdefault("PREFECT_API_URL", running["prefect"])
     try:
-        Server.of_environment().send("POST", "/events", [event])
+        server = Server.of_environment()
+        server.emit(f"nightowl.{moved.kind}", f"nightowl.champion.{model}", moved.model_dump(mode="json"))
     except NightowlError as trouble:  # the champion has moved, and the journal has it
         logging.getLogger(__name__).warning("Prefect was not told of the move: %s", trouble)
 

@@ -2,33 +2,31 @@
 
 Prefect holds an event that follows another one back until it has seen that one (a pool that is not ready after it was
 ready, a run that is suspended after it ran), for up to 15 minutes. What it has seen it knows in memory alone: after a
-restart, events wait for what the server before has long dealt with. A pool without a worker would be told a quarter
-of an hour late, and a night that is suspended would be taken for one whose process is gone.
+restart, events wait for what the server before has dealt with, or has lost. A pool without a worker would be told a
+quarter of an hour late, and a night that is suspended would be taken for one whose process is gone.
 
 The server loads this module by its setting PREFECT_SERVER_EVENTS_CAUSAL_ORDERING.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
 from uuid import UUID
 
-import sqlalchemy as sa
-from prefect.server.database import provide_database_interface
 from prefect.server.events.ordering import memory
 from prefect.server.events.schemas.events import Event
 
-_STARTED = datetime.now(UTC)
+_STARTED = time.time()
 
 
 class CausalOrdering(memory.CausalOrdering):
-    """Prefect's own order in memory; what an earlier server has recorded counts as seen as well."""
+    """Prefect's own order in memory; what is older than this server counts as seen as well."""
 
     async def event_has_been_seen(self, event: UUID | Event) -> bool:
-        if await super().event_has_been_seen(event):
-            return True
-        db = provide_database_interface()
-        event_id = event.id if isinstance(event, Event) else event
-        query = sa.select(db.Event.id).where(db.Event.id == event_id, db.Event.received < _STARTED)
-        async with db.session_context() as session:
-            return await session.scalar(query) is not None
+        return await super().event_has_been_seen(event) or _is_older(event.id if isinstance(event, Event) else event)
+
+
+def _is_older(event_id: UUID) -> bool:
+    """Whether an event was made before this server started: version 7 of UUIDs opens with milliseconds since 1970
+    (RFC 9562, 5.7), and Prefect names events, and the states that they tell of, by it."""
+    return event_id.version == 7 and (event_id.int >> 80) / 1000 < _STARTED

@@ -9,7 +9,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, Self
+from uuid import uuid4
 
 import httpx
 from pydantic import BaseModel, ConfigDict
@@ -97,6 +99,11 @@ class Server:
     def send(self, method: str, path: str, body: object = None) -> Any:
         """The answer of a request with a JSON body."""
         return self._ask(method, path, json=body)
+
+    def emit(self, event: str, resource: str, payload: Mapping[str, Any]) -> None:
+        """Tell of an event now, as Prefect's `emit_event` does inside a run."""
+        told = {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": event}
+        self.send("POST", "/events", [{**told, "resource": {"prefect.resource.id": resource}, "payload": payload}])
 
     def _ask(self, method: str, path: str, **how: Any) -> Any:
         deadline = time.monotonic() + BUSY_SECONDS

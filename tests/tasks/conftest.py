@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from llama import byte_tokenizer, write_llama
 
 from tasks.conversations import CONVERSATION, Conversations, write_conversations
 from tasks.store import Store
@@ -116,42 +117,12 @@ def gated(store: Store) -> Callable[..., Conversations]:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+def tiny_base() -> Callable[[Path], None]:
     """Writes a random two-layer Llama. Its pad token is its end-of-turn token."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    def write(folder: Path) -> None:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-        inner = Tokenizer(models.BPE({t: i for i, t in enumerate(specials + alphabet)}, []))
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        inner.add_special_tokens(specials)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>"
-        )
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            initializer_range=0.3,  # large enough for the head to tell tokens apart
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
-        )
-        model = LlamaForCausalLM(config)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    return write
+    tokenizer = byte_tokenizer(bos_token="<|im_start|>")
+    # The range is large enough for the head to tell tokens apart.
+    how = {"max_position_embeddings": 256, "tie_word_embeddings": True, "initializer_range": 0.3}
+    return lambda folder: write_llama(folder, tokenizer, **how)
 
 
 DEBIAN = Path("/usr/lib/postgresql")

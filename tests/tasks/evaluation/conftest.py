@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 from judge_stand_in import Judged, serving
+from llama import byte_tokenizer, write_llama
 
 from tasks.conversations import CONVERSATION, Renderer, row_ids
 from tasks.recipe import PRESETS
@@ -93,37 +94,11 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_base(folder: Path, seed: int) -> None:
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(alphabet) + len(specials),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.2,  # answers that differ from prompt to prompt
-        bos_token_id=None,
-        eos_token_id=len(alphabet) + 2,
-        pad_token_id=len(alphabet),
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = byte_tokenizer(pad_token="<|endoftext|>", clean_up_tokenization_spaces=False)
+    # The range makes answers that differ from prompt to prompt.
+    how = {"tie_word_embeddings": True, "initializer_range": 0.2, "dtype": torch.bfloat16}
+    write_llama(folder, tokenizer, seed=seed, **how)
 
 
 @pytest.fixture(scope="session", name="make_base")

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import textwrap
-import time
-import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
+from llama import byte_tokenizer, write_llama
 
 from tasks.conversations import Conversations, Finding
 from tasks.evaluation import Comparison, Scores, SuiteScore, Verdict
 from tasks.mixture import SharePart, Split, TokenisedMixture
 from tasks.recipe import Recipe, Setting, load
 from tasks.register import register
-from tasks.registry import Decision, Night, Version, alias_version, client, ensure_model, move, moves
-from tasks.registry.journal import JOURNAL_TAG
+from tasks.registry import Night, Version, client
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store
 from tasks.training import Adapter
@@ -53,6 +42,11 @@ class World:
     adapter: Adapter
     scores: dict[str, Scores]
     verdict: Verdict
+
+    def register(self, night: Night) -> Version:
+        """Register the candidate in a night."""
+        made = (self.adapter, self.mixture, self.snapshots, self.conversations, self.base, self.scores, self.verdict)
+        return register(self.recipe, night, *made, self.store)
 
 
 @pytest.fixture(scope="session")
@@ -84,41 +78,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base/`: a random Llama of two layers with a byte-level tokenizer; `adapter-N/`: four LoRA adapters on it."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|im_start|>": 0, "<|im_end|>": 1} | {symbol: i + 2 for i, symbol in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    fast.chat_template = TEMPLATE.read_text(encoding="utf-8")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
-    fast.save_pretrained(folder / "base")
+    tokenizer = byte_tokenizer(chat_template=TEMPLATE.read_text(encoding="utf-8"))
+    write_llama(folder / "base", tokenizer, hidden_size=32, intermediate_size=64)
     for seed in range(4):
         torch.manual_seed(seed)
         model = LlamaForCausalLM.from_pretrained(folder / "base")
         peft = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
         target = folder / f"adapter-{seed}"
         peft.save_pretrained(target)
-        fast.save_pretrained(target)
-        GenerationConfig(do_sample=False, eos_token_id=1).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id).save_pretrained(target)
     return folder
 
 
@@ -153,18 +125,7 @@ def register_world(world: World) -> Version:
     with night.stage("train", "candidate-1") as stage:
         stage.inputs(world.mixture, world.snapshots, world.conversations)
         stage.made(world.adapter)
-    version = register(
-        world.recipe,
-        night,
-        world.adapter,
-        world.mixture,
-        world.snapshots,
-        world.conversations,
-        world.base,
-        world.scores,
-        world.verdict,
-        world.store,
-    )
+    version = world.register(night)
     night.finish("kept", "test")
     return version
 
@@ -390,179 +351,3 @@ def make_verdict(
 
     inputs = {"candidate": candidate, "champion": champion, "decision": decision}
     return store.make(Verdict, inputs, build)[0]
-
-
-RUSH = """
-    import json, multiprocessing, os, random, signal, sys, time
-    import mlflow.tracking  # once, before the processes part
-    from tasks.errors import NightowlError
-    from tasks.register import promote, rollback
-    from tasks.registry import Version, alias_version, client, journal
-    workers, attempts, model, doomed, homes = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5:]
-    doomed = doomed.split(",") if doomed else []
-
-    def die_in_the_middle(of_moves, when):
-        move_aliases = journal._set_aliases
-
-        def dying(mlflow, model, to, found):
-            nonlocal of_moves
-            of_moves -= 1
-            if of_moves or when == "after":
-                move_aliases(mlflow, model, to, found)
-            elif when == "between":
-                mlflow.set_registered_model_alias(model, "champion", str(to))
-            if not of_moves:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        journal._set_aliases = dying
-
-    def rush(worker):
-        os.environ["NIGHTOWL_HOME"] = homes[worker % len(homes)]
-        times = attempts
-        if worker >= workers:
-            die_in_the_middle(2, doomed[worker - workers])
-            times = 1000  # whoever is doomed goes on until it has moved twice, however many come first
-        luck = random.Random(worker)
-        for attempt in range(times):
-            number, who = luck.randint(1, 4), f"{worker}/{attempt}"
-            try:
-                if luck.random() < 0.5:
-                    version = Version(model=model, version=number, adapter=f"adapter-{number}", run_id="", model_id="")
-                    promote(version, who=who)
-                else:
-                    rollback(model, to=number, who=who)
-            except NightowlError as error:
-                if error.exit_code == 3:
-                    raise
-
-    def watch(running):
-        reads = []
-        while any(process.is_alive() for process in running) or not reads:
-            reads.append(alias_version(client(), model, "champion"))
-            time.sleep(0.1)
-        print(json.dumps({"codes": [process.exitcode for process in running], "reads": reads}))
-
-    fork = multiprocessing.get_context("fork")
-    running = [fork.Process(target=rush, args=(worker,)) for worker in range(workers + len(doomed))]
-    for process in running:
-        process.start()
-    watch(running)
-    for process in running:
-        process.join()
-"""
-
-
-class Rush:
-    """Many processes on several homes that promote and roll back four versions at the same time."""
-
-    model = "nightowl-test"
-
-    def register(self, mlflow: Any) -> None:
-        """Four versions; each was judged against the next one's adapter, round and round."""
-        ensure_model(mlflow, self.model, "test")
-        run_id = mlflow.get_registered_model(self.model).tags[JOURNAL_TAG]
-        for number in range(1, 5):
-            tags = {
-                "nightowl.adapter": f"adapter-{number}",
-                "nightowl.against": f"adapter-{number % 4 + 1}",
-                "nightowl.verdict": "promote",
-                "nightowl.reasons": '["it is better"]',
-            }
-            mlflow.create_model_version(self.model, f"s3://nowhere/{number}", run_id, tags=tags)
-
-    def __call__(self, homes: list[Path], uri: str, workers: int, attempts: int, doomed: Sequence[str] = ()) -> None:
-        """Let them run, after one first move by `start`, and hold what they left to what may be.
-
-        `doomed`: further processes that kill themselves (SIGKILL) in their second move, `before` the champion's alias
-        moves, `between` that and the others, or `after` them.
-        """
-        given = [str(workers), str(attempts), self.model, ",".join(doomed), *map(str, homes)]
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(RUSH), *given],
-            cwd=Path(__file__).resolve().parents[3],
-            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
-            capture_output=True,
-            text=True,
-            timeout=550,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        told = json.loads(done.stdout.splitlines()[-1])
-        assert told["codes"] == [0] * workers + [-signal.SIGKILL] * len(doomed), done.stderr[-3000:]
-        assert set(told["reads"]) <= {1, 2, 3, 4}
-
-        mlflow = client()
-        # Whoever died last is closed by the next attempt.
-        move(mlflow, self.model, "promote", None, lambda found, previous: Decision(None, "a look"), "end", "")
-        journal = moves(mlflow, self.model)
-        assert [entry.number for entry in journal] == list(range(1, len(journal) + 1))
-        told_of = Counter(entry.who for entry in journal)
-        assert set(told_of.values()) == {1}
-        expected = {f"{worker}/{attempt}" for worker in range(workers) for attempt in range(attempts)}
-        others = set(told_of) - expected - {"start", "end"}
-        assert expected <= set(told_of)
-        assert {who.partition("/")[0] for who in others} == {str(workers + n) for n in range(len(doomed))}
-        died = [entry for entry in journal if "its process died" in entry.outcome]
-        assert {entry.who for entry in died} <= others
-        assert len(died) == len(doomed)
-        assert sorted(entry.moved for entry in died) == sorted(when != "before" for when in doomed)
-        moved = [entry for entry in journal if entry.moved]
-        assert len(moved) > workers * attempts / 10
-        assert all(later.found == earlier.to for earlier, later in itertools.pairwise(moved))
-        # A promotion only ever went over the champion it was judged against.
-        assert all(entry.found == entry.to % 4 + 1 for entry in moved[1:] if entry.kind == "promote")
-        assert alias_version(mlflow, self.model, "champion") == moved[-1].to
-        assert alias_version(mlflow, self.model, "previous") == moved[-1].found
-        print(f"{len(journal)} attempts, {len(moved)} moves, {len(died)} killed, {len(told['reads'])} reads")
-
-
-@pytest.fixture
-def rush() -> Rush:
-    return Rush()
-
-
-@pytest.fixture(scope="session")
-def mlflow_server() -> Callable[..., AbstractContextManager[str]]:
-    """Runs an MLflow server on a free port: `mlflow_server(options, environment, log)`, a context with its URL."""
-    return serve_mlflow
-
-
-@contextmanager
-def serve_mlflow(options: list[str], environment: Mapping[str, str], log: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    given = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            [*command, *options], stdout=output, stderr=output, start_new_session=True, env=given, cwd=log.parent
-        )
-    try:
-        until = time.monotonic() + 300
-        while not answers(f"{url}/health"):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < until, log.read_text()[-3000:]
-            time.sleep(0.2)
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-@pytest.fixture(scope="session", name="answers")
-def answers_at() -> Callable[[str], bool]:
-    """Whether a URL answers with 200."""
-    return answers

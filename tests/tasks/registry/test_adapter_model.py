@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from flows.component import answers
 from tasks import registry
 from tasks.conversations import Renderer, carry_reader
 from tasks.errors import BadInput, WorldFailed
@@ -118,7 +119,8 @@ def judged(world: Any) -> list[str]:
         options = {"tools": question.get("tools"), "enable_thinking": question.get("thinking", False)}
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-    written = network.answers(prompts, max_new_tokens=24, stop_ids=[1], pad_id=1, batch_size=1)
+    end = tokenizer.eos_token_id
+    written = network.answers(prompts, max_new_tokens=24, stop_ids=[end], pad_id=end, batch_size=1)
     return [tokenizer.decode(answer.ids, skip_special_tokens=False) for answer in written]
 
 
@@ -201,7 +203,7 @@ def test_a_damaged_file_is_an_error_at_load(
 
 
 def test_mlflow_serves_it_over_http(
-    world: Any, enter: Callable[[Any], Version], embedded: Path, tmp_path: Path, answers: Callable[[str], bool]
+    world: Any, enter: Callable[[Any], Version], embedded: Path, tmp_path: Path
 ) -> None:
     version = enter(world)
     with socket.socket() as probe:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rush import Rush
 
 from tasks.errors import WorldFailed
 from tasks.registry import Decision, Move, alias_version, client, earlier_champions, ensure_model, move, moves
@@ -16,10 +17,10 @@ MODEL = "nightowl-test"
 
 
 @pytest.fixture
-def mlflow(embedded: Path, rush: Any) -> Any:
+def mlflow(embedded: Path) -> Any:
     """A client on a registry with four versions; each was judged against the next one's adapter, round and round."""
     mlflow = client()
-    rush.register(mlflow)
+    Rush().register(mlflow)
     return mlflow
 
 
@@ -118,12 +119,12 @@ def test_an_owner_that_was_taken_for_dead_moves_nothing_any_more(mlflow: Any) ->
 
 
 def test_two_hundred_attempts_from_eight_processes_leave_one_champion_and_every_record(
-    mlflow: Any, embedded: Path, tmp_path: Path, rush: Any
+    mlflow: Any, embedded: Path, tmp_path: Path
 ) -> None:
     go(mlflow, 1, "start")
     # Two homes share no lock file: between them only the journal keeps order, as between two hosts.
     homes, uri = [embedded, tmp_path / "second-home"], f"sqlite:///{embedded}/mlflow/mlflow.db"
-    rush(homes, uri, workers=8, attempts=25, doomed=("before", "between", "after"))
+    Rush()(homes, uri, workers=8, attempts=25, doomed=("before", "between", "after"))
 
 
 def entry(kind: str, found: int | None, to: int, moved: bool = True) -> Move:

@@ -13,7 +13,7 @@ import pytest
 
 from tasks import registry
 from tasks.errors import BadInput, Refused
-from tasks.register import promote, register, rollback
+from tasks.register import promote, rollback
 from tasks.registry import Night, Version
 
 Enter = Callable[[Any], Version]
@@ -287,18 +287,7 @@ def test_a_changed_adapter_file_is_not_registered(world: Any, enter: Enter) -> N
 
 def test_an_adapter_trained_before_its_run_was_recorded_gets_a_run(world: Any, enter: Enter) -> None:
     night = Night.start(world.recipe, world.settings)
-    version = register(
-        world.recipe,
-        night,
-        world.adapter,
-        world.mixture,
-        world.snapshots,
-        world.conversations,
-        world.base,
-        world.scores,
-        world.verdict,
-        world.store,
-    )
+    version = world.register(night)
     night.finish("kept", "test")
     run = registry.client().get_run(version.run_id)
     assert run.data.tags["nightowl.stage"] == "register"

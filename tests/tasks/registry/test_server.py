@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_mlflow import serve_mlflow
+from rush import Rush
 
 from tasks import registry
 from tasks.errors import Refused, WorldFailed
@@ -17,9 +19,7 @@ from tasks.registry import Decision, Version
 
 
 @pytest.fixture
-def server(
-    postgres: Any, moto: str, mlflow_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def server(postgres: Any, moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Such a server; MLFLOW_TRACKING_URI and the credentials of a user lead to it."""
     import boto3
 
@@ -45,7 +45,7 @@ def server(
         "MLFLOW_AUTH_ADMIN_PASSWORD": "a long enough secret",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "another secret",
     }
-    with mlflow_server([*options, "--app-name", "basic-auth"], environment, tmp_path / "server.log") as url:
+    with serve_mlflow([*options, "--app-name", "basic-auth"], environment, tmp_path / "server.log") as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long enough secret")
@@ -62,7 +62,6 @@ def test_a_server_is_used_as_the_embedded_database_is(
     world: Any,
     make: Callable[..., Any],
     enter: Callable[[Any], Version],
-    rush: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -109,6 +108,7 @@ def test_a_server_is_used_as_the_embedded_database_is(
     assert registry.moves(mlflow, first.model)[-1].kind == "prune"
 
     # And two homes cannot both win: they share no lock file, only the server.
+    rush = Rush()
     rush.register(mlflow)
     registry.move(mlflow, rush.model, "promote", 1, lambda found, previous: Decision(1, "first"), "start", "")
     rush(

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from loopback_mlflow import serve_mlflow
 
 from tasks.errors import BadInput, WorldFailed
 from tasks.fetch import fetch
@@ -28,28 +24,9 @@ from tasks.store import Store
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a server on a database of its own."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/served"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with open(folder / "log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
-    try:
-        until = time.monotonic() + 240
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                assert server.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < until, "the server did not start"
-                time.sleep(0.2)
-        yield port
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
+    options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/served"]
+    with serve_mlflow(options, {}, folder / "log") as url:
+        yield int(url.rpartition(":")[2])
 
 
 @pytest.fixture
