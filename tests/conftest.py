@@ -22,6 +22,7 @@ os.environ.update(
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
+    OMP_WAIT_POLICY="PASSIVE",  # several processes share the cores
 )
 
 

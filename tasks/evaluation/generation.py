@@ -25,6 +25,8 @@ from tasks.evaluation.sampling import Sampling
 _CIRCLE = 64  # tokens that repeat with a short period before an answer counts as going in circles
 _PERIOD = 16
 _LOOK_EVERY = 16
+_WIDE = 1024  # tokens, prompt and answer: of what is shorter, a batch holds more rows, as a step hardly costs more
+_MORE = 4
 _LOGIT_BYTES = 256 * 2**20  # of float32 logits at a time when answers are scored
 
 
@@ -110,6 +112,8 @@ class Network:
     ) -> list[Written]:
         """Answers to prompts (token ids), in their order; `on_done` hears how many are written.
 
+        `batch_size`: prompts answered together; of short ones up to four times as many, which take no more memory than
+        as many of 1,024 tokens.
         `sampling`: None decodes greedily; else `draws` has a number from 0 to 1 for each token of each answer.
         """
         import torch
@@ -117,13 +121,16 @@ class Network:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         written: list[Written] = [Written([], False, False)] * len(prompts)
         with torch.inference_mode():
-            for at in range(0, len(order), batch_size):
-                batch = order[at : at + batch_size]
+            at = 0
+            while at < len(order):
+                length = len(prompts[order[at]]) + max_new_tokens
+                batch = order[at : at + batch_size * max(1, min(_MORE, _WIDE // length))]
                 luck = np.asarray([draws[i] for i in batch]) if sampling else None
                 asked = [prompts[i] for i in batch]
                 for row, answer in self._batch(asked, max_new_tokens, stop_ids, pad_id, sampling, luck):
                     written[batch[row]] = answer
-                on_done(min(at + batch_size, len(order)))
+                at += len(batch)
+                on_done(at)
         return written
 
     def _batch(

@@ -6,7 +6,6 @@ comes back as lines. The child ends when this process does, however it ends.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,12 +15,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.children import environment
 from tasks.errors import BadInput, NightowlError, WorldFailed
 from tasks.evaluation.sampling import Sampling
 from tasks.recipe import Backend, Judge, Suite
 from tasks.store import write_whole
-
-_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class SuiteJob(BaseModel):
@@ -83,7 +81,7 @@ def run(job: Job, on_progress: Callable[[str, int, int], None] | None = None) ->
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tasks.evaluation.models_process", str(job_file)],
                 cwd=scratch,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -110,18 +108,6 @@ def run(job: Job, on_progress: Callable[[str, int, int], None] | None = None) ->
             raise failure
         if code:
             raise _died(code, log)
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
 
 
 def _foreseen(line: Line) -> NightowlError:

@@ -127,7 +127,7 @@ class Evaluation(Part):
     """transformers: one loaded base, on a GPU or without; vllm: a server of vLLM on this machine, with the adapters,
     where there is the vllm command."""
     batch_size: int = Field(16, ge=1, le=1024)
-    """Prompts generated together."""
+    """Prompts of 1,024 tokens, answer included, that are generated together; of short ones up to four times as many."""
     rotate: bool = True
     """Draw a suite's items anew from the held-out split whenever that has changed, so that no test set is worn out;
     false: keep to the same items, which spares evaluating the champion on new ones."""

@@ -22,9 +22,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.children import import_path
 from tasks.errors import BadInput
 from tasks.store import home
-from tasks.training.process import ROOT
 from tasks.training.schema import Progress
 
 log = logging.getLogger("nightowl")
@@ -143,7 +143,7 @@ def _environment(told: Mirrored) -> dict[str, str]:
         kept |= {n: v for n, v in os.environ.items() if n.startswith(prefix) or n.upper() in _ONLINE}
     places = {f"WANDB_{name}_DIR": str(told.folder / name.lower()) for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
     return kept | {
-        "PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p),
+        "PYTHONPATH": import_path(),
         "DO_NOT_TRACK": "1",
         "WANDB_DIR": str(told.folder),
         **places,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tasks.training.process import _environment
+from tasks.training.process import environment
 from tasks.training.spec import FAILURE, RESULT, TrainingSpec
 
 
@@ -38,6 +38,6 @@ def train_along(file: Path) -> int:
     command = [sys.executable, "-P", "-m", "tasks.training.ranks", BACKENDS[training.backend], str(file)]
     # The training process takes the end of its standard input for the end of who started it.
     with subprocess.Popen(
-        command, cwd=file.parent, env=_environment(training.processes), stdin=subprocess.PIPE
+        command, cwd=file.parent, env=environment(training.processes), stdin=subprocess.PIPE
     ) as launched:
         return launched.wait()

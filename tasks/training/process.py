@@ -8,7 +8,6 @@ holds a lock on the folder, so that a new attempt waits until the old one is gon
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
@@ -18,13 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tasks import children
 from tasks.errors import BadInput, NightowlError, Preempted, WorldFailed
 from tasks.store import home, write_whole
 from tasks.training.schema import Progress
 from tasks.training.spec import FAILURE, LOG, NOT_FINITE, RESULT, RUN_ME_AGAIN, Failure, TrainingResult, TrainingSpec
 
 RESTARTS = 2
-ROOT = Path(__file__).resolve().parent.parent.parent
 _GRACE_S = 60  # for a checkpoint, when this process has to stop
 _TAIL_BYTES = 4000
 
@@ -67,7 +66,7 @@ def _attempt(spec: TrainingSpec, module: str, on_progress: Callable[[Progress], 
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", *starts, str(spec_file), str(child_end)],
             cwd=spec.work,
-            env=_environment(spec.training.processes),
+            env=environment(spec.training.processes),
             stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
             stdout=log,
             stderr=log,
@@ -122,42 +121,17 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _environment(processes: int = 1) -> dict[str, str]:
-    """The child's environment: offline, its caches in the home, and a thread for each core it may use.
-
-    `processes`: how many on this machine share the cores.
-    """
+def environment(processes: int = 1) -> dict[str, str]:
+    """The environment of a process that trains: its caches are in the home. `processes`: how many on this machine."""
     cache = home() / "cache"
-    given = dict(os.environ)
-    threads = given.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
-    path = os.pathsep.join(p for p in (str(ROOT), given.get("PYTHONPATH", "")) if p)
-    ours = {
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": threads,
-        # Threads that spin while they wait cost a factor of ten as soon as another process wants a core.
-        "OMP_WAIT_POLICY": given.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "TOKENIZERS_PARALLELISM": "false",
+    return children.environment(processes) | {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(cache / "unsloth_compiled"),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torchinductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
         "HF_HOME": str(cache / "huggingface"),
     }
-    return given | ours
-
-
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, and the quota of its control group."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, max(1, math.ceil(int(quota) / int(period))))
-    return count
 
 
 def _foreseen(work: Path) -> NightowlError:

@@ -28,7 +28,7 @@ def test_whenever_it_is_killed_the_adapter_is_the_undisturbed_one_bit_for_bit(
     night = recipe(backend="transformers", method="lora", save_steps=1, micro_batch_size=2, dropout=0.1)
     (tmp_path / "spec.json").write_text(training_spec(night, mixture, base, store, work).model_dump_json())
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path / "spec.json"), str(KILLS), "0"]
-    environment = process._environment() | {"OMP_NUM_THREADS": "1"}
+    environment = process.environment() | {"OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=580, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     told = json.loads(found.stdout.splitlines()[-1])

@@ -126,7 +126,7 @@ def test_unsloth_trains_it_all(
         files.append(work / "spec.json")
         files[-1].write_text(spec.model_dump_json())
     command = [sys.executable, "-c", MANY, *map(str, files)]
-    environment = process._environment() | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    environment = process.environment() | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert found.stdout.count("trained 2") == len(TRAINED), found.stderr[-3000:]
     for number, name in enumerate(TRAINED):

@@ -191,7 +191,7 @@ def test_a_second_attempt_waits_until_the_first_is_gone(spec, backend) -> None:
     command = [sys.executable, "-P", "-m", module, str(spec.work / "spec.json"), "1"]
     (spec.work / "spec.json").write_text(spec.model_dump_json())
     with FileLock(spec.work / "attempt.lock"):
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, env=process._environment())
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, env=process.environment())
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(4)
         assert not (spec.work / "begun").exists()
@@ -199,14 +199,3 @@ def test_a_second_attempt_waits_until_the_first_is_gone(spec, backend) -> None:
     assert (spec.work / "begun").exists()
     assert child.stdin
     child.stdin.close()
-
-
-def test_cores_are_those_this_process_may_use() -> None:
-    assert 1 <= process.cores() <= (os.cpu_count() or 1)
-
-
-def test_the_caller_chooses_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert process._environment()["OMP_NUM_THREADS"] == "3"
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert process._environment()["OMP_NUM_THREADS"] == str(process.cores())
