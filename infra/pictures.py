@@ -15,13 +15,13 @@ from pathlib import Path
 from flows.component import environment
 from flows.services import servers
 from tasks.errors import Refused, WorldFailed
-from tasks.recipe import Recipe, load
-from tasks.registry import Champion, Report, champion, client, get, nights
+from tasks.recipe import load
+from tasks.registry import Report, champion, nights
 from tasks.store import Store
 
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 1280
-HEIGHT = {"report": 1750, "prefect": 800, "mlflow": 900}  # what a person sees without scrolling, and the plots
+HEIGHT = {"report": 1750, "prefect": 800, "mlflow": 1400}  # what a person sees without scrolling, and the plots
 
 
 def main(recipe_name: str = "demo") -> None:
@@ -45,25 +45,19 @@ def main(recipe_name: str = "demo") -> None:
         pages = {
             "report": (report.as_uri(), "h1"),
             "prefect": (_flow_run(urls["prefect"]), "text=nightly"),
-            "mlflow": (_adapter(urls["mlflow"], recipe, reigning), "text=tool_call"),
+            "mlflow": (f"{urls['mlflow']}/#/models/{reigning.model}/versions/{reigning.version}", "text=Lineage"),
         }
         for name, (url, sign) in pages.items():
             page.set_viewport_size({"width": WIDTH, "height": HEIGHT[name]})
             page.goto(url)
             page.locator(sign).first.wait_for(timeout=60_000)
+            with suppress(PageTimeout):  # MLflow's assistant covers a third of the page
+                page.get_by_role("button", name="Close", exact=True).first.click(timeout=5_000)
             with suppress(PageTimeout):  # a page that polls is never idle; by then it has long been drawn
                 page.wait_for_load_state("networkidle", timeout=10_000)
             page.screenshot(path=FOLDER / f"{name}.png")
             print(FOLDER / f"{name}.png")
         browser.close()
-
-
-def _adapter(mlflow: str, recipe: Recipe, reigning: Champion) -> str:
-    """Page of the champion's logged model, which links its run, its data and its registered version."""
-    version = get(reigning.model, reigning.version)
-    assert version is not None
-    experiment = client().get_experiment_by_name(recipe.name)
-    return f"{mlflow}/#/experiments/{experiment.experiment_id}/models/{version.model_id}"
 
 
 def _flow_run(api: str) -> str:
