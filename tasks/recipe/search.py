@@ -32,6 +32,7 @@ _NOT_OF_TRAINING = (
     "nodes",
     "rendezvous",
     "save_steps",
+    "sharding",
     "target_modules",
     "trackers",
 )

@@ -59,6 +59,10 @@ class Training(Part):
     """Processes that train together on a node, one a GPU; more than one takes the transformers backend."""
     nodes: int = Field(1, ge=1, le=1024)
     """Nodes that train together, on a shared NIGHTOWL_HOME; more than one takes a rendezvous."""
+    sharding: Literal["none", "base"] = "none"
+    """base: each process keeps its part of the frozen base (FSDP2) and gathers a layer while it runs, for a base that
+    fits no GPU whole; takes several processes and the transformers backend. The adapter is whole in each. Every process
+    first reads the base into the host's memory, in the method's precision."""
     rendezvous: str | None = Field(None, pattern=r"^[^:/ ]+:[0-9]+$")
     """host:port of one of the nodes, where they find each other; null: this machine is alone."""
     epochs: float = Field(1.0, gt=0, le=100)

@@ -64,6 +64,11 @@ class Attempt:
         """Whether this process is the one that reports, saves and answers for all of them."""
         return self.process == 0
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes have the base between them, so that a forward pass takes all of them."""
+        return self.spec.training.sharding != "none"
+
     def agreed(self, said: bool) -> bool:
         """Whether any process of the attempt said so; each gets the same answer."""
         if self.processes == 1:

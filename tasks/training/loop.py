@@ -18,7 +18,7 @@ import numpy as np
 
 from tasks.errors import BadInput, WorldFailed
 from tasks.store import write_whole
-from tasks.training import adapter_folder, checkpoints, memory, method, packing, parity, rows
+from tasks.training import adapter_folder, checkpoints, memory, method, packing, parity, rows, sharding
 from tasks.training.child import Attempt, Stopped
 from tasks.training.environment import describe, peak_memory
 from tasks.training.spec import ADAPTER, CHECKPOINTS, MICRO_BATCH, TrainingResult, TrainingSpec
@@ -72,6 +72,8 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     set_seed(recipe.seed)
     model = backend.adapt(_loaded(backend, spec, int(data.training.lengths.max())), spec)
     method.begin(model, spec)
+    if attempt.sharded:
+        sharding.shard(model)
     if recipe.packing:
         model.config.use_cache = False  # with a cache, packed rows would see each other
         packing.require_apart(model, parity.prompts(data.training))
@@ -88,11 +90,40 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
         raise Stopped from error
     if trainer.state.global_step < steps:
         raise Stopped
-    if not attempt.first:
+    if not (attempt.first or attempt.sharded):
         return None
+    from tasks.training.trainer import validation_loss
+
+    # Where the base is split, what follows is done by all together; the first process alone writes and answers.
+    validated = validation_loss(trainer, data.validation, micro) if data.validation else None
+    measured = _measured(attempt, trainer, data, micro, steps, resumed, validated) if attempt.first else None
+    asked = parity.prompts(data.training)
+    answers, matrices = parity.logits(model, asked), parity.matrices(model)
+    require_trained(model)
+    folder = work / ADAPTER
+    if attempt.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        method.save(model, spec, folder)
+        adapter_folder.complete(folder, spec, data.ends)
+    if attempt.sharded:
+        attempt.wait_for_all()
+    del model, trainer
+    _free()
+    loaded = _reloaded(backend, spec, asked)
+    parity.require_same(matrices, loaded)
+    if attempt.sharded:
+        sharding.shard(loaded)
+    parity.require(answers, parity.logits(loaded, asked))
+    return measured
+
+
+def _measured(
+    attempt: Attempt, trainer: Any, data: _Data, micro: int, steps: int, resumed: int, validated: float | None
+) -> TrainingResult:
+    """The result of a run that has come to its last step; `validated`: its loss on the validation split."""
+    spec, recipe = attempt.spec, attempt.spec.training
     losses = [progress.loss for progress in attempt.reported(until=steps)]
     last = losses[-max(1, len(losses) // 10) :]
-    seconds = trainer.watch.seconds()
     useful = rows.useful(
         data.training.lengths,
         data.order,
@@ -100,15 +131,13 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
         micro_batch_size=micro,
         packed=recipe.packing,
     )
-    from tasks.training.trainer import validation_loss
-
-    measured = TrainingResult(
+    return TrainingResult(
         steps=steps,
         loss=sum(last) / len(last),
-        validation_loss=validation_loss(trainer, data.validation, micro) if data.validation else None,
+        validation_loss=validated,
         tokens=int(data.training.lengths[data.order].sum()),
         supervised_tokens=int(data.training.supervised[data.order].sum()),
-        seconds=seconds,
+        seconds=trainer.watch.seconds(),
         peak_memory=peak_memory(),
         device=str(trainer.args.device),
         resumed=resumed,
@@ -118,22 +147,9 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
             "micro_batch_size": micro,
             "learning_rate": recipe.learning_rate * spec.rate_scale,
             "useful_tokens": [round(share, 4) for share in useful],
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": str(trainer.model.dtype).removeprefix("torch."),
         },
     )
-    folder = work / ADAPTER
-    shutil.rmtree(folder, ignore_errors=True)
-    asked = parity.prompts(data.training)
-    answers, matrices = parity.logits(model, asked), parity.matrices(model)
-    require_trained(model)
-    method.save(model, spec, folder)
-    adapter_folder.complete(folder, spec, data.ends)
-    del model, trainer
-    _free()
-    loaded = _reloaded(backend, spec, asked)
-    parity.require_same(matrices, loaded)
-    parity.require(answers, parity.logits(loaded, asked))
-    return measured
 
 
 def _data(attempt: Attempt, tokenizer: Any) -> _Data:
@@ -145,8 +161,8 @@ def _data(attempt: Attempt, tokenizer: Any) -> _Data:
     training = rows.prepare(spec.train, spec.work / f"train.{attempt.process}.arrow", **bounds)
     ends = rows.ends_of_turn(training, stops, set(tokenizer.added_tokens_decoder))
     validation = None
-    if spec.validation and attempt.first:
-        validation = rows.prepare(spec.validation, spec.work / "validation.arrow", **bounds)
+    if spec.validation and (attempt.first or attempt.sharded):
+        validation = rows.prepare(spec.validation, spec.work / f"validation.{attempt.process}.arrow", **bounds)
     order = rows.order(
         training.lengths,
         batch_size=recipe.batch_size,
@@ -194,7 +210,8 @@ def _trial(
         set_seed(recipe.seed)
         trainer = trainers.make(attempt, backend.trainer(), model, tokenizer, data.training, data.order, micro, before)
         fits = trainers.longest_batch_fits(trainer, data.training, data.order, recipe.batch_size, micro)
-        if not attempt.agreed(not fits):
+        # With a split base, a process that ran out of memory has left the others inside of a pass: they cannot agree.
+        if (fits or not attempt.sharded) and not attempt.agreed(not fits):
             break
         if micro == 1:
             raise WorldFailed(
@@ -203,6 +220,9 @@ def _trial(
                 "Lower base.max_length or use a smaller base.",
             )
         micro = _fewer(attempt, micro)
+        if attempt.sharded:
+            _note(attempt, micro)
+            raise Stopped
     if attempt.first:
         _note(attempt, micro)
     return trainer, micro
@@ -222,20 +242,23 @@ def _note(attempt: Attempt, micro: int) -> None:
 def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:
     """Rows of a forward pass to begin with: the recipe's, or all of a step that the device should take.
 
-    A GPU says when its memory runs out, so all are tried there; a CPU's process is killed without a word, so there the
-    estimate counts. Where the base's config does not tell its shape, all are tried as well.
+    A GPU says when its memory runs out, so all are tried there; a CPU's process is killed without a word, and with a
+    split base each try is an attempt, so there the estimate counts. Where the base's config does not tell its shape,
+    all are tried as well.
     """
     import torch
 
-    if spec.training.micro_batch_size or torch.cuda.is_available() or spec.memory is None:
+    gpu = torch.cuda.is_available()
+    unknown = spec.memory is None if not gpu else spec.training.sharding == "none"
+    if spec.training.micro_batch_size or unknown:
         return spec.training.micro_batch_size or share
     try:
         shape = memory.shape_of(spec.base_folder, spec.training)
     except (OSError, ValueError, AttributeError):
         return share
     longest = int(data.training.lengths.max())
-    free = spec.memory // spec.training.processes
-    return memory.fitting(shape, spec.training, length=longest, memory=free, gpu=False) or 1
+    free = torch.cuda.mem_get_info()[1] if gpu else (spec.memory or 0) // spec.training.processes
+    return memory.fitting(shape, spec.training, length=longest, memory=free, gpu=gpu) or 1
 
 
 def _reloaded(backend: Backend, spec: TrainingSpec, asked: list[list[int]]) -> Any:

@@ -28,6 +28,13 @@ def require_possible(training: Training) -> None:
             "is more than the one process that Unsloth trains in",
             "Set training.backend to transformers.",
         )
+    if training.sharding != "none" and training.processes * training.nodes == 1:
+        raise BadInput(
+            "training.sharding",
+            training.sharding,
+            "splits the base over several processes, and there is one",
+            "Set training.backend to transformers and training.processes to the number of GPUs, or leave it out.",
+        )
     if training.packing and training.backend == "unsloth":
         raise BadInput(
             "training.packing",

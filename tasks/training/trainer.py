@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer  # noqa: TID253
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # noqa: TID253
 
 from tasks.errors import WorldFailed
-from tasks.training import rows
+from tasks.training import rows, sharding
 from tasks.training.child import Attempt
 from tasks.training.spec import CHECKPOINTS
 from tasks.training.watch import Watch
@@ -36,9 +36,16 @@ class AdapterTrainer(SFTTrainer):
     loraplus_ratio: float | None
     watch: Watch
     packed: bool
+    sharded: bool
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: what an adapter is gets recorded where it is registered."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        if self.sharded and self.accelerator.sync_gradients:
+            sharding.average_gradients(self.model)
+        return loss
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None and self.loraplus_ratio is not None:  # type: ignore[has-type]
@@ -111,6 +118,10 @@ def make(
         # With several processes it says cpu:0, from where torch cannot read a checkpoint's state again.
         trainer.args.__dict__["_setup_devices"] = torch.device("cpu")
     trainer.watch, trainer.packed = watch, recipe.packing
+    trainer.sharded = attempt.sharded
+    if trainer.sharded:
+        # As for evaluation: in the precision of training, and not in DistributedDataParallel.
+        trainer.accelerator.prepare_model(model, evaluation_mode=True)
     trainer.loraplus_ratio = recipe.loraplus_ratio
     # The constructor casts a quantised model's adapter to bfloat16, and a checkpoint comes back in float32:
     # a resumed run would go on with another arithmetic.

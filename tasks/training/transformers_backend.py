@@ -38,11 +38,18 @@ def _load(spec: TrainingSpec, longest: int) -> Any:
         spec.base_folder,
         dtype=dtype,
         quantization_config=four_bit if quantise else None,
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
+        device_map={"": _place(spec)} if torch.cuda.is_available() else None,
         local_files_only=True,
         use_safetensors=True,
     )
     return model.requires_grad_(False)
+
+
+def _place(spec: TrainingSpec) -> int | str:
+    """Where the base is read to: this process's GPU, or the host where the GPU is to get its part alone."""
+    import torch
+
+    return torch.cuda.current_device() if spec.training.sharding == "none" else "cpu"
 
 
 def _adapt(model: Any, spec: TrainingSpec) -> Any:
