@@ -152,6 +152,8 @@ def _memory(
         most = longest(shape, training, memory=memory, gpu=gpu)
         said += f"; base.max_length up to {most} would fit" if most else "; no row would fit"
         said += ", or method qlora" * (training.method == "lora")
+        together = training.processes * training.nodes > 1
+        said += ", or training.sharding base" * (gpu and together and training.sharding == "none")
     elif passes > 1:
         said += f"; training.micro_batch_size {micro} takes {passes} passes a step"
     peaks = [known.peak_memory for known in store.all(Adapter) if known.base == base.address]

@@ -26,6 +26,7 @@ _PROCESS = 1.15e9
 _HOLES = 1.9
 _LOGITS = {"transformers": 12.0, "unsloth": 1.0}
 _CONTEXT = 0.6e9  # CUDA's own, not measured here
+_GATHERED = 3  # layers of a split base: the one that runs, and the next as received and as copied out
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Shape:
 
 
 class Memory(BaseModel):
-    """Bytes that training takes at its peak, by what takes them; `process`: libraries, or CUDA's context."""
+    """Bytes that training takes at its peak, by what takes them; `process`: libraries, or CUDA's context; `gathered`:
+    what is whole for a time of a base that the processes have between them."""
 
     model_config = ConfigDict(frozen=True)
 
     process: int
     weights: int
+    gathered: int
     constants: int
     adapter: int
     gradients: int
@@ -100,7 +103,9 @@ def shape_of(base: Path, training: Training) -> Shape:
 def estimate(shape: Shape, training: Training, *, length: int, micro: int, gpu: bool) -> Memory:
     """Peak memory of a process that trains with `micro` rows of `length` tokens in a forward pass.
 
-    On a GPU activations are recomputed layer by layer; a CPU keeps them all (trainer.recomputes).
+    On a GPU activations are recomputed layer by layer; a CPU keeps them all (trainer.recomputes). A split base takes
+    its part on a GPU, besides the layers that run, and the embeddings and the head, which stay whole from the forward
+    pass to the end of the backward pass; a CPU's process has had it whole at first, so there nothing is less.
     """
     trained = sum(training.rank * (inputs + outputs) for inputs, outputs in shape.adapted)
     tokens = micro * length
@@ -111,11 +116,17 @@ def estimate(shape: Shape, training: Training, *, length: int, micro: int, gpu: 
         kept = kept // shape.layers + 2 * shape.hidden * shape.layers
     quantised = shape.quantised if training.method == "qlora" else 0
     weights = _NF4 * quantised + 2 * (shape.parameters - quantised)
+    gathered = 0.0
+    if gpu and training.sharding != "none":
+        ends = 2 * (shape.parameters - shape.quantised)
+        gathered = ends + _GATHERED * (weights - ends) / shape.layers
+        weights /= training.processes * training.nodes
     if quantised and not gpu:
         weights += 2 * quantised  # the file that they were read from stays mapped
     return Memory(
         process=int(_CONTEXT if gpu else _PROCESS),
         weights=int(weights),
+        gathered=int(gathered),
         constants=int(_CONSTANTS * quantised),
         adapter=4 * trained,
         gradients=4 * trained,

@@ -69,6 +69,17 @@ def test_a_stated_gpu_is_planned_for(memory) -> None:  # type: ignore[no-untyped
         memory("much")
 
 
+def test_a_base_that_fits_no_gpu_whole_fits_several(memory) -> None:  # type: ignore[no-untyped-def]
+    several = {"method": "lora", "backend": "transformers", "processes": 8}
+    whole = memory("12GB", **several)
+    assert not whole.fits
+    assert "or training.sharding base" in whole.detail
+    split = memory("12GB", sharding="base", **several)
+    assert split.fits
+    assert "gathered" in split.detail
+    assert "sharding" not in memory("12GB", method="lora").detail
+
+
 def test_what_is_free_here_is_what_counts_otherwise(memory, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     import tasks.plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -103,3 +104,22 @@ def test_what_does_not_fit_is_cut_by_rows_then_by_length(tmp_path: Path) -> None
     assert memory.longest(shape, training, memory=0, gpu=True) == 0
     assert total(1, method="lora") > 2 * shape.parameters > total(1) > shape.quantised / 2
     assert total(1, optimizer="adamw_8bit") < total(1)
+
+
+@pytest.mark.parametrize("method", ["qlora", "lora"])
+def test_a_split_base_takes_its_part_and_what_is_gathered(tmp_path: Path, method: Literal["qlora", "lora"]) -> None:
+    whole = Training(backend="transformers", method=method, batch_size=16, processes=8, nodes=2, rendezvous="a:1")
+    split = whole.model_copy(update={"sharding": "base"})
+    shape = memory.shape_of(qwen3(tmp_path, "8B"), whole)
+
+    def parts(training: Training, gpu: bool = True) -> memory.Memory:
+        return memory.estimate(shape, training, length=2048, micro=1, gpu=gpu)
+
+    before, after = parts(whole), parts(split)
+    assert before.gathered == 0
+    assert after.weights == before.weights // 16
+    ends = 2 * (2 * 151936 * 4096)  # embeddings and head, in 16 bit
+    layer = (before.weights - ends) / 36
+    assert after.gathered == pytest.approx(ends + 3 * layer, rel=0.01)
+    assert after.model_copy(update={"weights": before.weights, "gathered": 0}) == before
+    assert parts(split, gpu=False) == parts(whole, gpu=False)
