@@ -37,10 +37,11 @@ def _load(spec: TrainingSpec, longest: int) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         spec.base_folder,
         dtype=dtype,
-        quantization_config=four_bit if quantise else None,
         device_map={"": _place(spec)} if torch.cuda.is_available() else None,
         local_files_only=True,
         use_safetensors=True,
+        # None here would overrule the config of a base that is quantised already.
+        **({"quantization_config": four_bit} if quantise else {}),
     )
     return model.requires_grad_(False)
 

@@ -202,6 +202,35 @@ def test_qlora_is_never_silently_something_else(
         train(recipe(), mixture, base, store)
 
 
+def test_a_base_that_is_quantised_already_is_trained_as_it_is(
+    make_base: Callable[..., BaseSnapshot],
+    tiny_base: Callable[[Path], None],
+    base: BaseSnapshot,
+    train_here: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    def quantised(folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+        (tmp_path / "whole").mkdir()
+        tiny_base(tmp_path / "whole")
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "whole", dtype=torch.bfloat16, quantization_config=config
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tmp_path / "whole").save_pretrained(folder)
+
+    how = {"max_steps": 2, "warmup_steps": 0}
+    assert train_here(on=make_base(quantised, "tiny-bnb-4bit"), **how).losses == train_here(on=base, **how).losses
+
+
 def test_a_changed_file_is_not_trained_on(
     recipe: Callable[..., Recipe], mixture: TokenisedMixture, base: BaseSnapshot, store: Store
 ) -> None:
