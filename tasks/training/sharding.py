@@ -33,23 +33,21 @@ def shard(model: Any) -> None:
             f"does not go with this base: {type(base).__name__} does not say which of its modules are layers",
             "Set it to none.",
         )
-    # As loaded: nothing may take the model's place on the CPU for where it belongs, as PEFT does when it resumes.
+    # It was loaded to the host, and PEFT, when a run goes on, would put it back where this says.
     vars(base).pop("hf_device_map", None)
     for module in base.modules():
         if type(module).__name__ == "Linear4bit":
             # In evaluation bitsandbytes lays a weight out anew for AVX-512, in place, and notes it on the quantisation
             # state. What is gathered for the next pass is in the old layout and would be read as in the new one.
             module.support_avx512bf16_for_cpu = False
-    whole = {parameter for name, parameter in model.named_parameters() if "lora_" in name}
-    for layer in layers:
-        fully_shard(layer, ignored_params=whole)
-    fully_shard(base, ignored_params=whole)
+    whole = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    for layer in reversed(layers):  # one inside of another first
+        fully_shard(layer, ignored_params=set(whole))
+    fully_shard(base, ignored_params=set(whole))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     for parameter in whole:
         parameter.data = parameter.data.to(device)
-    for _, parameter in sorted(model.named_parameters()):
-        if parameter in whole:
-            broadcast(parameter.data, src=0)
+        broadcast(parameter.data, src=0)
 
 
 def average_gradients(model: Any) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, WorldFailed
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
 from tasks.train import train, training_spec
 from tasks.training import process
+from tasks.training.child import Stopped
 
 HOW = {"micro_batch_size": 1, "learning_rate": 0.003}
 
@@ -72,6 +73,22 @@ def test_a_split_base_trains_the_same_adapter(
         alone = train_here(method=method, **HOW)
         assert losses(name) == pytest.approx(alone.losses, rel=0.01)
         assert told["validation"] == pytest.approx(alone.result.validation_loss, rel=0.01)
+
+
+def test_memory_that_runs_out_ends_the_attempt_and_the_next_takes_half_of_the_rows(
+    train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process out of memory cannot agree with others that wait for its part of a layer; here it is alone."""
+    from tasks.training import sharding, trainer
+
+    monkeypatch.setattr(sharding, "shard", lambda model: None)
+    monkeypatch.setattr(trainer, "longest_batch_fits", lambda *given: False)
+    for rows in (2, 1):
+        with pytest.raises(Stopped):
+            train_here(work=tmp_path / "job", sharding="base", micro_batch_size=4)
+        assert (tmp_path / "job" / "micro-batch").read_text() == str(rows)
+    with pytest.raises(WorldFailed, match="too small for one row"):
+        train_here(work=tmp_path / "job", sharding="base", micro_batch_size=4)
 
 
 @pytest.mark.parametrize("backend", ["transformers", "unsloth"])
