@@ -30,7 +30,9 @@ def _load(spec: TrainingSpec, longest: int) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
+        # Codes, not numbers: kept as a float, some would be NaN, and FSDP2 has been seen to normalise those
+        # (bitsandbytes issue 1945). Only the FSDP before it asked for a float.
+        bnb_4bit_quant_storage=torch.uint8,
     )
     config = json.loads((spec.base_folder / "config.json").read_text(encoding="utf-8"))
     quantise = spec.training.method == "qlora" and "quantization_config" not in config
