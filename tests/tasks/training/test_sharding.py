@@ -51,7 +51,7 @@ def test_a_split_base_trains_the_same_adapter(
         "3",
         killed,
     ]
-    environment = process._environment() | {"OMP_NUM_THREADS": "1"}
+    environment = process.environment() | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("sharded.py")), *order]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
