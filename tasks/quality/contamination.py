@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from tasks.errors import BadInput
-from tasks.quality.words import BitTable, Words, distinct, runs
+from tasks.quality.words import PAD, BitTable, Words, chunks, distinct, runs, sketches
 
 QUESTION_COLUMNS = ("turns", "prompt", "question", "problem", "query", "instruction", "input", "text")
 SHORTEST = 4
@@ -71,24 +71,19 @@ def contaminated(
     place = np.arange(len(item)) - np.repeat(np.cumsum(counts) - counts, counts)
     grams = runs(items.hashes, ngram)[items.offsets[item] + place]
     index = pl.DataFrame({"gram": grams, "item": item, "place": place})
-    known = distinct(grams)
-    # Nearly every run is in no item: a table of bits answers that without a search.
-    table = BitTable.of(known)
+    known = _Known(grams)
     looked_at = np.ones(training.rows, bool)
     if rows is not None:
         looked_at[:] = False
         looked_at[rows] = True
     hits = []
-    for first, block in training.blocks():
+    for part in chunks(_suspects(training, items, ngram, looked_at), training.lengths + PAD):
+        block = training.take(part)
         # Runs that hang over a row's end hold blanks, and no item's run does.
         found = runs(block.hashes, ngram)
-        maybe = np.flatnonzero(table.has(found))
-        row = np.searchsorted(block.offsets, maybe, side="right") - 1
-        maybe, row = maybe[row >= 0], row[row >= 0] + first
-        maybe, row = maybe[looked_at[row]], row[looked_at[row]]
-        at = np.minimum(np.searchsorted(known, found[maybe]), len(known) - 1)
-        hit = known[at] == found[maybe] if len(known) else np.zeros(0, bool)
-        hits.append(pl.DataFrame({"row": row[hit], "gram": found[maybe][hit]}))
+        hit = known.places(found)
+        row = np.searchsorted(block.offsets, hit, side="right") - 1
+        hits.append(pl.DataFrame({"row": part[row], "gram": found[hit]}))
     pairs = pl.concat(hits).unique().join(index, on="gram") if hits else pl.DataFrame()
     if pairs.is_empty():
         return pl.DataFrame(schema={"row": pl.UInt32, "item": pl.UInt32, "covered": pl.Float64, "at": pl.Int64})
@@ -105,6 +100,42 @@ def contaminated(
         .sort("row", "covered", "item", descending=[False, True, False])
         .unique("row", keep="first", maintain_order=True)
     )
+
+
+class _Known:
+    """Hashes to be found among many others; nearly all are none of them, which a table of bits tells."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self._hashes, self._table = distinct(hashes), BitTable(hashes)
+
+    def places(self, hashes: np.ndarray) -> np.ndarray:
+        """The places (i64) of the known ones among these hashes."""
+        maybe = np.flatnonzero(self._table.has(hashes))
+        if not len(self._hashes):
+            return maybe[:0]
+        found = hashes.take(maybe)
+        at = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
+        return maybe.take(np.flatnonzero(self._hashes[at] == found))
+
+
+def _suspects(training: Words, items: Words, ngram: int, looked_at: np.ndarray) -> np.ndarray:
+    """Those of the rows looked at (bool, one a row) that may have a run of `ngram` words in common with an item.
+
+    In every such run one half as long begins at a word whose number is a multiple of `step`: nearly every row is told
+    from a few of its words.
+    """
+    half = (ngram + 1) // 2
+    step = ngram - half + 1
+    long = np.flatnonzero(items.lengths >= ngram)
+    if not len(long):
+        return long
+    known = _Known(sketches(items.take(long).hashes, half))
+    may = []
+    for first, block in training.blocks():
+        found = step * known.places(sketches(block.hashes, half, step))
+        row = first + distinct(np.searchsorted(block.offsets, found[found >= PAD], side="right") - 1)
+        may.append(row[looked_at[row]])
+    return np.concatenate(may)
 
 
 def benchmark_questions(path: str) -> pl.Series:

@@ -16,8 +16,9 @@ every text has no twin and a single look says so:
    are no more than the shingles in which they do (bitmap filter: Sandes, Teodoro and Melo 2017). That settles nearly
    all pairs of a crowd that shares a template; what is left is compared in full.
 
-So precision and recall are 1 but for collisions of 64-bit hashes. Rows are worked on in blocks: held in memory are
-two tables of bits and the prefixes of the few rows that pass the first step.
+So precision and recall are 1 but for collisions of hashes of 48 bits and more. Rows are worked on in blocks: held in
+memory are 32-bit sketches of so many shingles as one pass sorts, and the prefixes of the few rows that pass the first
+step.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from math import ceil, log2
 import numpy as np
 import polars as pl
 
-from tasks.quality.words import PAD, BitTable, Words, distinct, runs
+from tasks.quality.words import PAD, BitTable, Words, chunks, distinct, runs, sketches
 
 SHINGLE = PAD + 1
-_SLOTS = 27  # bits of the largest table of slots; more shingles than it holds are counted in several passes
+_SORTED = 1 << 26  # sketches sorted at once; more shingles than that are counted in several passes
 _LOOKED_UP = 1 << 16  # shingles looked up at once: what stays in a core's cache
-_TABLE_BLOCK = 1 << 20  # shingles looked up at once: sorted, they walk the table instead of jumping
+_GLANCE = 0.6  # the share of what a row may miss is this part of the share that is looked at first
 _RARITY = 20  # bits of the table of how common a shingle is
+_CLASS = 4  # bits of a token that say so: the logarithm of how often it was seen
+_TOKEN = 48  # bits of a token in all: a chunk of rows is small enough to number them with the others
 _PAIRS = 4_096  # compared at once
 _CANDIDATES = 1 << 22  # pairs named at once
 _NEIGHBOURS = 4
@@ -72,20 +75,21 @@ class Prefixes:
         alone = _alone(words, among, min(2 * (1 - threshold), 1.0))
         left = np.flatnonzero(among & (alone <= (1 - threshold) * counts + _EPSILON))
         sizes = np.zeros(words.rows, np.int64)
-        rarity = np.zeros(1 << _RARITY, np.int64)
-        for part in _chunks(left, counts):
-            rarity += np.bincount(_shingles(words.take(part)) >> np.uint64(64 - _RARITY), minlength=1 << _RARITY)
+        seen = np.zeros(1 << _RARITY, np.int64)
+        for part in chunks(left, counts, 1 << 20):
+            seen += np.bincount(_shingles(words.take(part)) >> np.uint64(64 - _RARITY), minlength=1 << _RARITY)
+        rarity = np.minimum(np.frexp(seen)[1], 2**_CLASS - 1).astype(np.uint8)
         tokens, rows, parities = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)], [np.zeros((0, 4), np.uint64)]
-        for part in _chunks(left, counts):
+        for part in chunks(left, counts):
             token, local, size = _distinct(words.take(part), rarity)
             sizes[part] = size
             parities.append(_parities(token, local, len(part)))
             nth = np.arange(len(token)) - np.repeat(np.cumsum(size) - size, size)
             first = nth < np.repeat(size - _least(size, threshold) + 1, size)
             # A shingle that no other row has cannot bring two together.
-            shared = token >> np.uint64(64 - 16) > 1
-            tokens.append(token[first & shared])
-            rows.append(part[local[first & shared]].astype(np.uint32))
+            shared = np.flatnonzero(first & (token >> np.uint64(64 - _CLASS) > 1))
+            tokens.append(token[shared])
+            rows.append(part[local[shared]].astype(np.uint32))
         entries = pl.DataFrame({"token": np.concatenate(tokens), "row": np.concatenate(rows)}).sort("token", "row")
         entries = entries.filter(pl.len().over("token") > 1) if entries.height else entries
         token, row = (entries[name].to_numpy() for name in ("token", "row"))
@@ -165,11 +169,11 @@ def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.nda
     candidates = _mostly_in(items, rows, threshold, np.flatnonzero(looked_at & (rows.lengths > 0)))
     asked = np.flatnonzero(items.lengths > 0)
     found = [pl.DataFrame(schema=TWINS)]
-    for part in _chunks(candidates, rows.lengths + PAD, _TABLE_BLOCK):
+    for part in chunks(candidates, rows.lengths + PAD):
         some = rows.take(part)
         token, row, size = _distinct(some)
         sets = pl.DataFrame({"token": token, "row": row.astype(np.uint32)})
-        for near in _chunks(_mostly_in(some, items, threshold, asked), items.lengths + PAD, _TABLE_BLOCK):
+        for near in chunks(_mostly_in(some, items, threshold, asked), items.lengths + PAD):
             token, item, length = _distinct(items.take(near))
             both = sets.join(pl.DataFrame({"token": token, "item": item}), on="token").group_by("row", "item").len()
             row, item, shared = (both[name].to_numpy() for name in ("row", "item", "len"))
@@ -182,26 +186,33 @@ def counted_twins(items: Words, rows: Words, threshold: float, looked_at: np.nda
 def _mostly_in(items: Words, rows: Words, threshold: float, looked_at: np.ndarray) -> np.ndarray:
     """Those of the rows looked at of whose shingles `threshold` may be the items'; none is left out in error.
 
-    A row has no more than 1 - `threshold` to miss, so most are known to miss too many from how they begin.
+    A row has no more than 1 - `threshold` to miss, so most are known to miss too many from every few of them.
     """
-    table, lengths = BitTable.of(_shingles(items)), rows.lengths
-    for share in sorted({min(max(2 * (1 - threshold), 0.1), 1.0), 1.0}):
-        begins, may = np.ceil(share * lengths).astype(np.int64), [np.zeros(0, np.int64)]
-        for part in _chunks(looked_at, begins + PAD, _LOOKED_UP):
-            block = rows.spans(rows.offsets[part], begins[part], np.arange(len(part) + 1))
-            shingles = _shingles(block)
-            missing = ~table.has(shingles)
-            if share < 1:  # the last shingles hang over an end that is not the row's
-                missing[(block.offsets[1:, None] - PAD - np.arange(1, PAD + 1)).ravel()] = False
+    table, most = BitTable(sketches(items.hashes, SHINGLE)), (1 - threshold) * (rows.lengths + PAD) + _EPSILON
+    for step in sorted({max(int(_GLANCE / max(1 - threshold, 0.1)), 1), 1}, reverse=True):
+        may, wanted = [np.zeros(0, np.int64)], np.zeros(rows.rows, bool)
+        wanted[looked_at] = True
+        for part, block in _blocks(rows, looked_at):
+            found = sketches(block.hashes, SHINGLE, step)
+            missing = np.flatnonzero(~table.has(found))
+            row = np.repeat(np.arange(block.rows, dtype=np.uint64), block.lengths + PAD)[::step]
             # What a row says twice counts once.
-            ordered = np.sort(shingles[missing])
-            twice = ordered[1:][ordered[1:] == ordered[:-1]]
-            if len(twice):
-                missing &= ~BitTable.of(twice).has(shingles)
-            fewest = np.add.reduceat(missing, block.offsets[:-1] - PAD, dtype=np.int64)
-            may.append(part[fewest <= (1 - threshold) * (lengths[part] + PAD) + _EPSILON])
+            keyed = np.sort(row.take(missing) << np.uint64(32) | found.take(missing))
+            new = np.append(True, keyed[1:] != keyed[:-1])[: len(keyed)]
+            fewest = np.bincount((keyed >> np.uint64(32)).astype(np.int64)[new], minlength=len(part))
+            may.append(part[(fewest <= most[part]) & wanted[part]])
         looked_at = np.concatenate(may)
     return looked_at
+
+
+def _blocks(words: Words, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Words]]:
+    """Rows and their words, block by block; where nearly all rows are asked for, all of them: copying costs more."""
+    if 2 * len(rows) > words.rows:
+        for first, block in words.blocks():
+            yield np.arange(first, first + block.rows), block
+    else:
+        for part in chunks(rows, words.lengths + PAD, _LOOKED_UP):
+            yield part, words.take(part)
 
 
 class _Pairs:
@@ -277,41 +288,36 @@ def _ordered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _alone(words: Words, among: np.ndarray, share: float) -> np.ndarray:
     """How many shingles of each row surely occur once in all of `among` (bool, one a row): some, never too many.
 
-    Shingles share slots of a table, and what shares its slot counts as common. Only this share of all shingles is
-    looked at, the same in every row: where twice what a row has to have may be found, half of it is.
+    What has the sketch of another counts as common. Only this share of all shingles is looked at, the same in every
+    row: where twice what a row has to have may be found, half of it is.
     """
-    total = int((words.lengths[among] + PAD).sum() * share)
-    bits = min(max(ceil(log2(total + 1)) + 1, 16), _SLOTS)
-    passes = ceil(log2(max(total >> bits, 1)))
-    counts = np.zeros(words.rows, np.int64)
+    counts = words.lengths + PAD
+    looked_at = ceil(32 * share)
+    passes = ceil(log2(max(int(counts[among].sum()) * looked_at // 32 / _SORTED, 1)))
     everything = bool(among.all())
 
-    def slots(block: Words, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The slots of a block's shingles that are looked at, and their places in it."""
-        found = _shingles(block)
-        mine = found & np.uint64(255) < np.uint64(ceil(256 * share))
+    def sampled(block: Words, first: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sketches of a block's shingles that are looked at in this pass, and their places in it."""
+        found = sketches(block.hashes, SHINGLE)
+        mine = found & np.uint32(31) < looked_at
+        if passes:
+            mine &= found >> np.uint32(32 - passes) == number
         if not everything:
             mine &= np.repeat(among[first : first + block.rows], block.lengths + PAD)
         place = np.flatnonzero(mine)
-        found = found[place] >> np.uint64(64 - bits - passes)
-        if passes:
-            mine = found >> np.uint64(bits) == number
-            found, place = found[mine] & np.uint64((1 << bits) - 1), place[mine]
-        return found.astype(np.uint32), place
+        return found.take(place), place
 
+    alone = np.zeros(words.rows, np.int64)
     for number in range(1 << passes):
-        seen = np.zeros(1 << bits, np.uint8)
-        for first, block in words.blocks(_TABLE_BLOCK):
-            ordered = np.sort(slots(block, first, number)[0])
-            seen[ordered] = seen[ordered] << 1 | 1
-            seen[ordered[1:][ordered[1:] == ordered[:-1]]] |= 2
-        common = BitTable(seen > 1)
-        del seen
+        seen = [np.zeros(0, np.uint32), *(sampled(block, first, number)[0] for first, block in words.blocks())]
+        ordered = np.sort(np.concatenate(seen))
+        common = BitTable(ordered[1:].take(np.flatnonzero(ordered[1:] == ordered[:-1])))
+        del seen, ordered
         for first, block in words.blocks():
-            found, place = slots(block, first, number)
-            alone = place[~common.has_slots(found)]
-            counts[first : first + block.rows] += np.diff(np.searchsorted(alone, block.offsets - PAD))
-    return counts
+            found, place = sampled(block, first, number)
+            once = place.take(np.flatnonzero(~common.has(found)))
+            alone[first : first + block.rows] += np.diff(np.searchsorted(once, block.offsets - PAD))
+    return alone
 
 
 def _shingles(words: Words) -> np.ndarray:
@@ -322,42 +328,34 @@ def _shingles(words: Words) -> np.ndarray:
 def _distinct(words: Words, rarity: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The shingles of each row without repetition: token (u64), row (i64), and how many a row has.
 
-    They come in the order of the tokens, that is, with `rarity`, from rare to common: how often a shingle was seen is
-    in a token's upper bits.
+    They come in the order of the tokens, that is, with `rarity` (u8, how common a shingle is by its upper bits), from
+    rare to common: its `_CLASS` bits are a token's upper ones. A token holds `_TOKEN` bits of its shingle in all.
     """
     token = _shingles(words)
     if rarity is not None:
-        seen = np.minimum(rarity[token >> np.uint64(64 - _RARITY)], 0xFFFF).astype(np.uint64)
-        token = seen << np.uint64(48) | token & np.uint64((1 << 48) - 1)
-    row = np.repeat(np.arange(words.rows), words.lengths + PAD)
-    order = np.argsort(token)
-    order = order[np.argsort(row[order].astype(np.uint16 if words.rows < 1 << 16 else np.uint32), kind="stable")]
-    token = token[order]
-    new = np.ones(len(token), bool)
-    new[1:] = (token[1:] != token[:-1]) | (row[1:] != row[:-1])
-    return token[new], row[new], np.bincount(row[new], minlength=words.rows)
+        seen = rarity.take(token >> np.uint64(64 - _RARITY)).astype(np.uint64)
+        token = seen << np.uint64(64 - _CLASS) | token >> np.uint64(_CLASS)
+    # Sorted as one number, row and shingle are in order in a fraction of the time of two keys; what the row's number
+    # takes from the shingle is little where rows are long.
+    bits = np.uint64(64 - max(words.rows - 1, 1).bit_length())
+    row = np.repeat(np.arange(words.rows, dtype=np.uint64) << bits, words.lengths + PAD)
+    keyed = np.sort(row | token >> (np.uint64(64) - bits))
+    keyed = keyed.take(np.flatnonzero(np.append(True, keyed[1:] != keyed[:-1])[: len(keyed)]))
+    row = (keyed >> bits).astype(np.int64)
+    token = keyed << (np.uint64(64) - bits) & np.uint64(2**64 - 2 ** (64 - _TOKEN))
+    return token, row, np.bincount(row, minlength=words.rows)
 
 
 def _parities(token: np.ndarray, row: np.ndarray, rows: int) -> np.ndarray:
     """For each row, how many of its tokens fall on each of 256 bits, modulo 2, as u64 of shape (rows, 4)."""
-    odd = np.bincount(row * 256 + (token & np.uint64(255)).astype(np.int64), minlength=rows * 256) & 1
+    bit = (token >> np.uint64(64 - _TOKEN) & np.uint64(255)).astype(np.int64)
+    odd = np.bincount(row * 256 + bit, minlength=rows * 256) & 1
     return np.packbits(odd.astype(bool).reshape(rows, 256), axis=1).view(np.uint64)
 
 
 def _least(size: np.ndarray, threshold: float) -> np.ndarray:
     """The fewest shingles that a set of this size has in common with one that is `threshold` like it."""
     return np.maximum(np.ceil(threshold * size - _EPSILON).astype(np.int64), 1)
-
-
-def _chunks(rows: np.ndarray, counts: np.ndarray, most: int = 1 << 18) -> Iterator[np.ndarray]:
-    """Rows in chunks of about so many shingles."""
-    ends = np.cumsum(counts[rows])
-    first = 0
-    while first < len(rows):
-        begun = ends[first - 1] if first else 0
-        last = max(int(np.searchsorted(ends, begun + most, side="right")), first + 1)
-        yield rows[first:last]
-        first = last
 
 
 def jaccard(words: Words, pairs: np.ndarray) -> np.ndarray:

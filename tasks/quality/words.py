@@ -217,6 +217,34 @@ def runs(hashes: np.ndarray, size: int) -> np.ndarray:
     return rolled
 
 
+def sketches(hashes: np.ndarray, size: int, step: int = 1) -> np.ndarray:
+    """Hashes (u32) of the runs of `size` words that begin at every `step`th word of a flat array.
+
+    Made in a third of the time of `runs`, and enough to tell which runs are surely not the same.
+    """
+    count = -(-(len(hashes) - size + 1) // step)
+    if count <= 0:
+        return np.zeros(0, np.uint32)
+    rolled = np.zeros(count, np.uint32)
+    for word in range(size):
+        rolled *= _PRIME
+        rolled += hashes[word : word + (count - 1) * step + 1 : step]
+    rolled ^= rolled >> np.uint32(16)
+    rolled *= np.uint32(0x85EBCA6B)
+    return rolled
+
+
+def chunks(rows: np.ndarray, counts: np.ndarray, most: int = 1 << 18) -> Iterator[np.ndarray]:
+    """Rows in chunks of about so many words, of which each row has so many as `counts` says."""
+    ends = np.cumsum(counts[rows])
+    first = 0
+    while first < len(rows):
+        begun = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, begun + most, side="right")), first + 1)
+        yield rows[first:last]
+        first = last
+
+
 def distinct(numbers: np.ndarray) -> np.ndarray:
     """The numbers in order, each once; for many, sorting is faster than the hash table of `np.unique`."""
     ordered = np.sort(numbers)
@@ -226,23 +254,15 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
 class BitTable:
     """A set of slots, a bit each, so that many of them stay in a core's cache; a hash's upper bits are its slot."""
 
-    def __init__(self, members: np.ndarray) -> None:
-        """`members`: bool, true at each slot of the set; as many as a power of 2, at least 8."""
+    def __init__(self, hashes: np.ndarray, most_bits: int = 27) -> None:
+        """The slots of these hashes (u32 or u64), in a table that they fill to a sixteenth, if it may be that large."""
+        self._shift = hashes.dtype.type(8 * hashes.itemsize - min(len(hashes).bit_length() + 4, most_bits))
+        members = np.zeros(1 << (8 * hashes.itemsize - int(self._shift)), bool)
+        members[hashes >> self._shift] = True
         self._bits = np.packbits(members, bitorder="little")
-        self._shift = np.uint64(65 - len(members).bit_length())
-
-    @classmethod
-    def of(cls, hashes: np.ndarray, most_bits: int = 27) -> BitTable:
-        """The slots of these hashes (u64), in a table that they fill to a sixteenth, if it may be that large."""
-        shift = np.uint64(64 - min(len(hashes).bit_length() + 4, most_bits))
-        members = np.zeros(1 << (64 - int(shift)), bool)
-        members[hashes >> shift] = True
-        return cls(members)
 
     def has(self, hashes: np.ndarray) -> np.ndarray:
-        """Whether the slot of each hash (u64) is in the set (bool): true for all of its hashes, and a few others."""
-        return self.has_slots((hashes >> self._shift).astype(np.uint32))
-
-    def has_slots(self, slots: np.ndarray) -> np.ndarray:
-        """Whether each slot (u32) is in the set (bool)."""
-        return (self._bits[slots >> np.uint32(3)] >> (slots & np.uint32(7)).astype(np.uint8) & 1).view(bool)
+        """Whether the slot of each hash is in the set (bool): true for all of its hashes, and a few others."""
+        slots = hashes >> self._shift
+        bits = self._bits.take(slots >> slots.dtype.type(3))
+        return (bits >> (slots & slots.dtype.type(7)).astype(np.uint8) & 1).view(bool)

@@ -96,7 +96,7 @@ def test_tables_and_blocks_of_any_size_find_the_same(monkeypatch: pytest.MonkeyP
     half = np.arange(words.rows) % 4 > 0
     expected = near_duplicates(Prefixes.of(words, 0.8, half))
     assert expected.height > 100
-    for name, value in (("_SLOTS", 12), ("_TABLE_BLOCK", 500), ("_RARITY", 8), ("_PAIRS", 7), ("_CANDIDATES", 50)):
+    for name, value in (("_SORTED", 500), ("_LOOKED_UP", 500), ("_RARITY", 8), ("_PAIRS", 7), ("_CANDIDATES", 50)):
         monkeypatch.setattr(near_module, name, value)
     assert near_duplicates(Prefixes.of(words, 0.8, half)).equals(expected)
 

@@ -98,10 +98,10 @@ def test_turns_make_rows() -> None:
 
 def test_a_table_of_bits_has_what_was_put_in_and_little_else() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, 20_000, np.uint64)
-    table = BitTable.of(hashes[:10_000])
+    table = BitTable(hashes[:10_000])
     assert table.has(hashes[:10_000]).all()
     assert table.has(hashes[10_000:]).mean() < 0.1
-    assert not BitTable.of(hashes[:0]).has(hashes).any()
+    assert not BitTable(hashes[:0]).has(hashes).any()
 
 
 def test_words_on_disk_are_the_words_in_memory(tmp_path) -> None:  # type: ignore[no-untyped-def]
