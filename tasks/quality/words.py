@@ -19,8 +19,7 @@ import pyarrow as pa
 # Blanks between rows. A run of one word more hangs over both ends of its row and touches no other one, so a
 # whole block of rows is cut into runs by one pass over a flat array.
 PAD = 4
-_PRIME = np.uint32(0x9E3779B1)  # odd, so it has an inverse modulo 2**32
-_INVERSE = np.uint32(pow(int(_PRIME), -1, 2**32))
+_PRIME = np.uint32(0x9E3779B1)
 _RUN = 0x9E3779B97F4A7C15
 _BLOCK = 1 << 16  # bytes, and words, worked on at once: what stays in a core's cache
 
@@ -125,80 +124,97 @@ def turn_words(turns: pl.Series, last: np.ndarray) -> tuple[Words, np.ndarray]:
     _, places, content = flat.buffers()
     ends = np.frombuffer(places, np.int64)[flat.offset : flat.offset + len(flat) + 1]
     data, ends = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]], ends - ends[0]
-    found, starts = [np.zeros(PAD, np.uint32)], []
-    first = 0
-    while first < len(turns):
-        until = max(int(np.searchsorted(ends, ends[first] + _BLOCK, side="right")) - 1, first + 1)
-        hashes, at = _block_words(data[ends[first] : ends[until]])
-        found.append(hashes)
-        starts.append(at + ends[first])
-        first = until
-    after = PAD + np.searchsorted(np.concatenate(starts), ends[1:])
-    offsets = np.concatenate([[PAD], after[last]])
-    return Words(np.concatenate(found), offsets), after - PAD * last
+    hashes, counts = _bytes_words(data, ends)
+    after = PAD + counts
+    return Words(np.append(np.zeros(PAD, np.uint32), hashes), np.append(PAD, after[last])), after - PAD * last
 
 
 def from_word(text: str, word: int) -> str:
     """A text from its word of this number on, counted from 0."""
     lowered = pl.Series([text]).str.to_lowercase()[0].replace("\0", " ").encode()
-    starts = _block_words(np.frombuffer(lowered + b"\0", np.uint8))[1]
+    starts = _stretches(np.frombuffer(lowered + b"\0", np.uint8))[0]
     whole = text.encode()
     # A few letters of other alphabets take more or fewer bytes as small ones.
     return (whole if len(whole) == len(lowered) else lowered)[int(starts[word]) :].decode(errors="ignore")
 
 
-def _block_words(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes and starts of the words in a block of bytes that ends with what is no letter."""
-    classes = np.frombuffer(data.tobytes().translate(_CLASSES), np.uint8)
-    word, signs = _without_punctuation(classes > 0, data), classes == _SIGN
-    begins = word & signs
-    # The first byte begins a word, and so does what follows a sign or what is of no word.
-    begins[0] = word[0]
-    begins[1:] |= word[1:] & (signs[:-1] | ~word[:-1])
-    alone = data >= 0xE2  # first of the three or four bytes of a character beyond the alphabets
-    if alone.any():
-        begins |= word & alone
-        after = np.flatnonzero(alone)
-        after = after + np.where(data[after] >= 0xF0, 4, 3)
-        after = after[after < len(data)]
-        begins[after] |= word[after]
-    starts = np.flatnonzero(begins)
-    powers, inverses = _powers(len(data))
-    # What is of no word adds nothing, so a word's sum is the difference from its start to the next one's.
-    running = np.zeros(len(data) + 1, np.uint32)
-    np.cumsum(data * word * powers[: len(data)], out=running[1:])
-    return _mix(np.diff(running.take(starts), append=running[-1]) * inverses.take(starts)), starts
+def _bytes_words(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The words in bytes whose texts end at `ends[1:]`, each with what is no letter: their hashes (u32), and how many
+    begin before each of these ends."""
+    data = np.append(data, np.zeros(8, np.uint8))
+    eights = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))  # the eight bytes from any place on
+    # Only what is handed on outlives its block: memory that has not been used yet costs more than the work in it.
+    hashes, counts = [np.zeros(0, np.uint32)], [np.zeros(1, np.int64)]
+    first = 0
+    while first < len(ends) - 1:
+        until = max(int(np.searchsorted(ends, ends[first] + _BLOCK, side="right")) - 1, first + 1)
+        starts, lengths = _stretches(data[ends[first] : ends[until]])
+        counts.append(counts[-1][-1] + np.searchsorted(starts, ends[first + 1 : until + 1] - ends[first]))
+        starts += ends[first]
+        hashes.append(_hashed(eights, starts, lengths))
+        first = until
+    return np.concatenate(hashes), np.concatenate(counts)[1:]
 
 
-def _without_punctuation(word: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """Typographic quotes and dashes (U+2000 to U+206F) and East Asian ones (U+3000 to U+303F) are no words."""
-    first = np.flatnonzero(data[:-2] >= 0xE2) if len(data) > 2 else np.zeros(0, np.int64)
-    lead, second = data[first], data[first + 1]
+def _hashed(eights: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Hashes (u32) of stretches of bytes, in which eight bytes at a time are a number; that of a NUL is 0."""
+    values = eights[starts]
+    values &= _FIRST.take(lengths, mode="clip")
+    longer = np.flatnonzero(lengths > 8)
+    starts, lengths = starts.take(longer) + 8, lengths.take(longer) - 8
+    further = eights[starts]
+    further &= _FIRST.take(lengths, mode="clip")
+    further *= np.uint64(_RUN)
+    if len(long := np.flatnonzero(lengths > 8)):
+        counts = (lengths[long] - 1) >> 3
+        firsts = np.cumsum(counts) - counts
+        nth = np.arange(1, counts.sum() + 1) - np.repeat(firsts, counts)
+        rest = eights[np.repeat(starts[long], counts) + 8 * nth]
+        rest &= _FIRST.take(np.repeat(lengths[long], counts) - 8 * nth, mode="clip")
+        rest *= np.cumprod(np.full(counts.max() + 2, _RUN, np.uint64)).take(nth)
+        further[long] += np.add.reduceat(rest, firsts)
+    values[longer] += further
+    # Every bit counts, and 0 stays 0: after the finaliser of MurmurHash3 (Appleby 2011).
+    values *= np.uint64(0xFF51AFD7ED558CCD)
+    values ^= values >> np.uint64(32)
+    values *= np.uint64(0xC4CEB9FE1A85EC53)
+    values >>= np.uint64(32)
+    return values.astype(np.uint32)
+
+
+def _stretches(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the words of a block of bytes begin, and how many bytes they have (i64)."""
+    classes = np.frombuffer(bytearray(data.tobytes().translate(_CLASSES)), np.uint8)
+    cuts = _wide(data, classes) if data.max() >= 0xE2 else np.zeros(0, np.int64)
+    # A sign is a word, and so is a run of what is neither sign nor blank.
+    inside = (classes == _WORD).view(np.uint8)
+    begins, ends = (np.empty(len(data), bool) for _ in range(2))
+    begins[0], ends[-1] = classes[0], classes[-1]
+    np.greater(classes[1:], inside[:-1], out=begins[1:])
+    np.greater(classes[:-1], inside[1:], out=ends[:-1])
+    begins[cuts] |= classes[cuts] > 0
+    ends[cuts - 1] |= classes[cuts - 1] > 0
+    starts, lengths = np.flatnonzero(begins), np.flatnonzero(ends)
+    lengths -= starts
+    lengths += 1
+    return starts, lengths
+
+
+def _wide(data: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Places at which a word ends and another one begins: before and after characters beyond the alphabets, which are
+    of three or four bytes. Typographic quotes and dashes (U+2000 to U+206F) and East Asian ones (U+3000 to U+303F),
+    which are no words, are taken out of the `classes`."""
+    first = np.flatnonzero(data >= 0xE2)
+    lead = data[first]
+    second = data[np.minimum(first + 1, len(data) - 1)]
     marks = first[((lead == 0xE2) & (second <= 0x81)) | ((lead == 0xE3) & (second == 0x80))]
     for step in range(3):
-        word[marks + step] = False
-    return word
+        classes[marks + step] = 0
+    cuts = np.concatenate([first, first + np.where(lead >= 0xF0, 4, 3)])
+    return cuts[(cuts > 0) & (cuts < len(data))]
 
 
-_tables: dict[str, np.ndarray] = {}
-
-
-def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The powers of the prime and of its inverse, modulo 2**32, at least so many."""
-    if len(_tables.get("powers", ())) < length:
-        size = max(length, _BLOCK)
-        for name, factor in (("powers", _PRIME), ("inverses", _INVERSE)):
-            table = np.full(size, factor, np.uint32)
-            table[0] = 1
-            _tables[name] = np.cumprod(table, dtype=np.uint32)
-    return _tables["powers"], _tables["inverses"]
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """A finaliser without collisions (fmix32 of MurmurHash3, Appleby 2011), so that every bit counts; 0 stays 0."""
-    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))
+_FIRST = np.array([2 ** (8 * count) - 1 for count in range(9)], np.uint64)  # masks of a number's first bytes
 
 
 def runs(hashes: np.ndarray, size: int) -> np.ndarray:
