@@ -70,7 +70,7 @@ def gather(folders: Mapping[str, Path], seed: int, scratch: Path, questions: pl.
             rows += batch.height
     asked_file.append(word_hashes(questions))
     index = _with_answers(pl.concat(parts).with_row_index("row"), folders)
-    keys = np.frombuffer(bytes.fromhex("".join(index["row_id"].str.slice(0, 16))), ">u8").astype(np.uint64)
+    keys = np.frombuffer(bytes.fromhex("".join(index["row_id"].str.slice(0, 16).to_list())), ">u8").astype(np.uint64)
     return Index(
         index.with_columns(
             take=_shuffled(keys, f"take {seed}"),

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from tasks.mixture.index import Index, spoken
-from tasks.quality import Words, counted_twins, fingerprints, said
+from tasks.quality import Words, counted_twins, questions, said
 
 _BATCH = 8_192
 LEAKS = pl.Schema({"row_id": pl.String, "held_out": pl.String, "how": pl.String})
@@ -71,10 +71,10 @@ def _held_out(work: Path, split: str) -> _Held:
     held = _Held(pl.DataFrame(schema={"row_id": pl.String, "question": pl.UInt64}), [], [])
     rows = [held.rows]
     with pq.ParquetFile(work / f"{split}.parquet") as file:
-        for some in file.iter_batches(_BATCH, columns=["row_id", "kind", "messages", "tools"]):
+        for some in file.iter_batches(_BATCH, columns=["row_id", "messages"]):
             batch = pl.DataFrame(pl.from_arrow(some))
-            rows.append(batch.select("row_id").hstack(fingerprints(batch).select("question")))
-            words, questions, _ = spoken(said(batch))
+            rows.append(batch.select("row_id", question=pl.Series(questions(batch), dtype=pl.UInt64)))
+            words, asked, _ = spoken(said(batch))
             held.said.append(words)
-            held.asked.append(questions)
+            held.asked.append(asked)
     return held._replace(rows=pl.concat(rows))

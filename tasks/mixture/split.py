@@ -1,7 +1,7 @@
 """The split: which conversations are held out.
 
 **For ever.** The hash of its own prompt, and nothing else, says which split a conversation belongs to: BLAKE2b of what
-the user says, normalised (tasks.quality `fingerprints`, `question`), the same on any machine, whatever the seed, the
+the user says, normalised (tasks.quality `questions`), the same on any machine, whatever the seed, the
 order or the other data. Nothing that arrives later can move it: it is in that split or set aside, never in another.
 The test split is the lower end of the hash range and the validation split its upper end, so that changing the
 size of one moves no conversation of the other. The bounds are the same for every kind, so that each kind is held out

@@ -4,7 +4,7 @@ from tasks.quality.contamination import benchmark_questions, contaminated, opene
 from tasks.quality.decision import Found, decide, decide_change
 from tasks.quality.drift import Change, Measure, Passed, compared
 from tasks.quality.drift_picture import draw_drift
-from tasks.quality.duplicates import answers, exact_duplicates, fingerprints, said
+from tasks.quality.duplicates import answers, exact_duplicates, fingerprints, questions, said
 from tasks.quality.examples import example
 from tasks.quality.flags import flags, row_flags, settle
 from tasks.quality.judgement import applied, first_reasons, reasons, required_share
@@ -55,6 +55,7 @@ __all__ = [
     "opened_with",
     "opening_hashes",
     "profile_of",
+    "questions",
     "reasons",
     "refusal",
     "required_share",

@@ -90,9 +90,11 @@ def call_flags(laid: Turns) -> dict[str, pl.Series]:
 def _result_flags(laid: Turns) -> dict[str, pl.Series]:
     """Results against calls: a run of tool turns answers the turn before it, one result a call."""
     tool = pl.col("letter") == "T"
+    calling = laid.turns.filter((pl.col("calls") > 0) | tool)["n"].unique()
     # A block is an assistant (or other) turn with the tool turns that follow it.
     blocks = (
         laid.turns.select("n", "letter", "calls", "last", "first")
+        .filter(pl.col("n").is_in(calling.implode()))
         .with_columns(block=(~tool | pl.col("first")).cum_sum())
         .group_by("block", maintain_order=True)
         .agg(

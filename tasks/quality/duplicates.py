@@ -15,7 +15,7 @@ kinds of exact duplicate are told apart, since they call for different cures:
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 import numpy as np
@@ -61,44 +61,54 @@ def normal(text: str) -> bytes:
 def normals(texts: list[str]) -> list[bytes]:
     """Prompts as they are compared (see `normal`). Those of plain ASCII are worked on as one text: a quarter of the
     time."""
-    plain = [text for text in texts if text.isascii()]
-    whole = "\0".join(plain)
-    if whole.count("\0") >= max(len(plain), 1):
+    whole = "\0".join(texts)
+    if whole.isascii() and whole.count("\0") == len(texts) - 1:
+        return whole.lower().encode().translate(None, _SPACE).split(b"\0")
+    plain = [text for text in texts if text.isascii() and "\0" not in text]
+    if len(plain) in (0, len(texts)):
         return [normal(text) for text in texts]
-    told = iter(whole.casefold().encode().translate(None, _SPACE).split(b"\0"))
-    return [next(told) if text.isascii() else normal(text) for text in texts]
+    told = iter(normals(plain))
+    return [next(told) if text.isascii() and "\0" not in text else normal(text) for text in texts]
 
 
 def hashes(texts: Iterable[bytes], salt: bytes = b"") -> np.ndarray:
     """BLAKE2b of each text under a salt of up to 16 bytes, as u64; the same on every machine."""
-    raw = b"".join([blake2b(text, digest_size=8, salt=salt).digest() for text in texts])
-    return np.frombuffer(raw, ">u8").astype(np.uint64)
+    raw, begun = [], blake2b(digest_size=8, salt=salt).copy
+    for text in texts:
+        one = begun()
+        one.update(text)
+        raw.append(one.digest())
+    return np.frombuffer(b"".join(raw), ">u8").astype(np.uint64)
 
 
 def fingerprints(rows: pl.DataFrame) -> pl.DataFrame:
     """What prompts are compared by, as hashes (u64): `question` and `asked`.
 
-    `question` is BLAKE2b, with the salt "split", of what the user says as `normal` has it (of a conversation in which
-    no user speaks: of the system's turns and the others): the same on every machine. `asked` adds the system's turns,
-    tools and kind. `rows` needs `kind`, `messages` (tasks.conversations MESSAGES) and `tools`.
+    `question`: see `questions`. `asked` adds the system's turns, tools and kind. `rows` needs `kind`, `messages`
+    (tasks.conversations MESSAGES) and `tools`.
     """
+    question = questions(rows)
+    system = _repeated_hashes(_said_by("system", rows), normals)
+    tools, kind = (_repeated_hashes(rows[name].fill_null(""), _encoded) for name in ("tools", "kind"))
+    return pl.DataFrame({"question": question, "asked": _combined(question, system, tools, kind)})
+
+
+def questions(rows: pl.DataFrame) -> np.ndarray:
+    """BLAKE2b (u64), with the salt "split", of what the user says as `normal` has it (of a conversation in which no
+    user speaks: of the system's turns and the others): the same on every machine."""
+    asking = normals(_said_by("user", rows).to_list())
+    if silent := [at for at, text in enumerate(asking) if not text]:
+        others = rows[silent]
+        system = normals(_said_by("system", others).to_list())
+        for at, prompt, text in zip(silent, system, _answers(others), strict=True):
+            asking[at] = prompt + text
+    return hashes(asking, b"split")
+
+
+def _said_by(role: str, rows: pl.DataFrame) -> pl.Series:
     turn = pl.element().struct
-    role, content = turn.field("role"), turn.field("content").fill_null("")
-    texts = rows.select(
-        "kind",
-        pl.col("tools").fill_null(""),
-        user=pl.col("messages").list.eval(content.filter(role == "user")).list.join(" "),
-        system=pl.col("messages").list.eval(content.filter(role == "system")).list.join(" "),
-    )
-    asking, system = (normals(texts[name].to_list()) for name in ("user", "system"))
-    silent = [at for at, text in enumerate(asking) if not text]
-    for at, text in zip(silent, _answers(rows[silent]), strict=True):
-        asking[at] = system[at] + text
-    tools, kind = ([text.encode() for text in texts[name].to_list()] for name in ("tools", "kind"))
-    question = hashes(asking, b"split")
-    return pl.DataFrame(
-        {"question": question, "asked": _combined(question, *map(_repeated_hashes, (system, tools, kind)))}
-    )
+    content = turn.field("content").fill_null("").filter(turn.field("role") == role)
+    return rows.select(pl.col("messages").list.eval(content).list.join(" ")).to_series()
 
 
 def answers(rows: pl.DataFrame) -> pl.Series:
@@ -117,11 +127,15 @@ def _answers(rows: pl.DataFrame) -> list[bytes]:
     return [text.encode().translate(None, _SPACE) for text in texts.to_list()]
 
 
-def _repeated_hashes(texts: list[bytes]) -> np.ndarray:
-    """The hashes of texts of which many are the same."""
-    distinct = list(set(texts))
-    known = dict(zip(distinct, hashes(distinct).tolist(), strict=True))
-    return np.array([known[text] for text in texts], np.uint64)
+def _repeated_hashes(texts: pl.Series, written: Callable[[list[str]], list[bytes]]) -> np.ndarray:
+    """The hashes of texts, of which many are the same, as they are `written`."""
+    distinct = texts.unique()
+    known = pl.Series(hashes(written(distinct.to_list())), dtype=pl.UInt64)
+    return texts.replace_strict(distinct, known).to_numpy()
+
+
+def _encoded(texts: list[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
 
 
 def _combined(*hashes: np.ndarray) -> np.ndarray:

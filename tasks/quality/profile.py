@@ -12,7 +12,7 @@ from typing import Any, cast
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from tasks.quality.turns import Turns, blank
+from tasks.quality.turns import Turns
 from tasks.recipe import Kind
 
 PER_DOUBLING = 4
@@ -52,7 +52,7 @@ def traits(laid: Turns) -> dict[str, pl.Series]:
         [pl.when(pl.col("letters").str.contains(sign, literal=True)).then(pl.lit(sign)) for sign in "SUAT?"],
         ignore_nulls=True,
     )
-    thinks = laid.where((pl.col("role") == "assistant") & ~blank("thinking"))
+    thinks = laid.where((pl.col("role") == "assistant") & pl.col("thought"))
     tools = laid.rows["tools"].fill_null("[]") != "[]"
     calls = tools | laid.mark(laid.calls["n"].unique())
     shows = pl.when(calls).then(pl.lit("tool")).when(thinks).then(pl.lit("reasoning")).otherwise(pl.lit("chat"))

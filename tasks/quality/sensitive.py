@@ -39,12 +39,13 @@ SECRET = "|".join(
         r"\bnpm_[A-Za-z0-9]{36}\b|\bpypi-AgEIcHlwaS[A-Za-z0-9_-]{20,}",
     )
 )
-# One of these stands in whatever the patterns above or the plug-ins below can find.
-SECRET_SIGN = (
-    r"PRIVATE KEY|PuTTY-User-Key|AKIA|ASIA|ABIA|ACCA|A3T[A-Z0-9]{17}|AccountKey=|gh[pousr]_|github_pat_|"
-    r"gl(?:pat|dt|ft|soat|rt|imt|ptt|agent|oas|cbt)-|GR1348941|sk-[A-Za-z0-9]|xox[abeoprs]-|hooks\.slack\.com|AIza|"
-    r"hf_[A-Za-z]{34}|[rs]k_live_|npm_|_authToken|pypi-Ag|SG\.[A-Za-z0-9_-]{22}|eyJ[A-Za-z0-9]|sq0csp-|:AA[A-Za-z0-9_-]{33}|"
-    r"-us\d"
+# One of these stands in whatever the patterns above or the plug-ins below can find. They are apart by how they begin:
+# three passes for a few patterns each take half the time of one for all.
+_SECRET_SIGNS = (
+    r"PRIVATE KEY|PuTTY-User-Key|AKIA|ASIA|ABIA|ACCA|A3T[A-Z0-9]{17}|AccountKey=|GR1348941|AIza|"
+    r"SG\.[A-Za-z0-9_-]{22}|eyJ[A-Za-z0-9]|:AA[A-Za-z0-9_-]{33}",
+    r"sk-[A-Za-z0-9]|-us\d|hf_[A-Za-z]{34}|[rs]k_live_|npm_|_authToken|github_pat_",
+    r"gh[pousr]_|gl(?:pat|dt|ft|soat|rt|imt|ptt|agent|oas|cbt)-|xox[abeoprs]-|hooks\.slack\.com|pypi-Ag|sq0csp-",
 )
 # A chat bot's token has no fixed part; looked for by itself, since a pattern without one is slow beside others.
 _BOT_TOKEN_SIGN = r"[MNO][A-Za-z0-9_-]{23,25}\.[A-Za-z0-9_-]{6}\."
@@ -230,7 +231,7 @@ def _secrets(text: str, _: Sequence[str]) -> Iterator[Span]:
             yield found.span()
     at = 0
     for line in text.split("\n"):
-        if re.search(SECRET_SIGN, line) or re.search(_BOT_TOKEN_SIGN, line):
+        if any(re.search(sign, line) for sign in (*_SECRET_SIGNS, _BOT_TOKEN_SIGN)):
             for start in range(0, len(line), _LONGEST_LINE):
                 for value in _plugin_finds(line[start : start + _LONGEST_LINE]):
                     if (place := line.find(value, start)) >= 0 and not _is_example(value):
@@ -328,7 +329,7 @@ def _national_ids(text: str, _: Sequence[str]) -> Iterator[Span]:
 
 
 DETECTORS = (
-    Detector("secret", "SECRET", (SECRET_SIGN, _BOT_TOKEN_SIGN), _secrets),
+    Detector("secret", "SECRET", (*_SECRET_SIGNS, _BOT_TOKEN_SIGN), _secrets),
     Detector("email_address", "EMAIL", ("@",), _emails),
     Detector("payment_card", "CARD", (r"\d{4}[ -]?\d{4,6}[ -]?\d{4,5}",), _cards),
     Detector("bank_account", "ACCOUNT", (r"[A-Z]{2}\d{2} ?[A-Z0-9]{4} ?[A-Z0-9]{4}",), _ibans),

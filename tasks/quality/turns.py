@@ -22,8 +22,9 @@ TAG = r"</?think>"
 class Turns:
     """Conversations laid flat.
 
-    `rows`: n, kind, tools, letters; `turns`: n, turn, role, content, thinking, calls (how many), text of
-    the previous turn and the letter of the next; `calls`: n, turn, role, name, arguments.
+    `rows`: n, kind, tools, letters (of its turns' roles); `turns`: n, turn, role, letter, content, thinking, thought
+    (whether there is any), calls (how many), and whether it is the first or the last one; `calls`: n, turn, role, name,
+    arguments.
     """
 
     rows: pl.DataFrame
@@ -34,6 +35,8 @@ class Turns:
     def of(cls, conversations: pl.DataFrame) -> Turns:
         """Lay conversations (schema CONVERSATION) flat; their order gives `n`."""
         rows = conversations.select("kind", "tools", "messages").with_row_index("n")
+        letter = pl.element().struct.field("role").replace_strict(LETTERS, default="?", return_dtype=pl.String)
+        letters = pl.col("messages").list.eval(letter.fill_null("?")).list.join("").fill_null("")
         turns = (
             rows.select("n", "messages")
             .explode("messages", empty_as_null=False, keep_nulls=False)
@@ -43,8 +46,7 @@ class Turns:
                 letter=pl.col("role").replace_strict(LETTERS, default="?", return_dtype=pl.String).fill_null("?"),
                 calls=pl.col("tool_calls").list.len().fill_null(0),
                 content=pl.col("content").fill_null(""),
-            )
-            .with_columns(
+                thought=~blank("thinking"),
                 first=(pl.col("n") != pl.col("n").shift(1)).fill_null(True),
                 last=(pl.col("n") != pl.col("n").shift(-1)).fill_null(True),
             )
@@ -55,9 +57,7 @@ class Turns:
             .explode("tool_calls", empty_as_null=False, keep_nulls=False)
             .unnest("tool_calls")
         )
-        letters = turns.group_by("n", maintain_order=True).agg(pl.col("letter").str.join(""))
-        rows = rows.drop("messages").join(letters, on="n", how="left", maintain_order="left")
-        return cls(rows.with_columns(pl.col("letter").fill_null("")).rename({"letter": "letters"}), turns, calls)
+        return cls(rows.select("n", "kind", "tools", letters=letters), turns, calls)
 
     @cached_property
     def pieces(self) -> pl.DataFrame:
@@ -117,9 +117,10 @@ def thinking_flags(laid: Turns) -> dict[str, pl.Series]:
     role, opened, closed, tags = pl.col("role"), pl.col("opened"), pl.col("closed"), pl.col("tags")
     assistant = role == "assistant"
     nested = tags.str.contains("<think><think>", literal=True) & (closed > 0)
-    thought = ~blank("thinking")
+    thought = pl.col("thought")
     kind = laid.rows["kind"]
-    last_answers = laid.turns.filter(assistant & pl.col("turn").is_in(_last_answers(laid).implode()))
+    answers = laid.turns.filter(assistant)
+    last_answers = answers.filter((pl.col("n") != pl.col("n").shift(-1)).fill_null(True))
     return {
         "think_unclosed": laid.where(assistant & (opened > closed), tagged),
         "think_unopened": laid.where(assistant & (closed > opened), tagged),
@@ -131,7 +132,3 @@ def thinking_flags(laid: Turns) -> dict[str, pl.Series]:
         "thinking_forbidden": (kind == "chat") & laid.where(assistant & thought),
         "thinking_missing": (kind == "reasoning") & ~laid.where(thought, last_answers),
     }
-
-
-def _last_answers(laid: Turns) -> pl.Series:
-    return laid.turns.filter(pl.col("role") == "assistant").group_by("n").agg(pl.col("turn").max())["turn"]
