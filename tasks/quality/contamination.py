@@ -25,6 +25,7 @@ from tasks.quality.words import PAD, BitTable, Words, chunks, distinct, runs, sk
 QUESTION_COLUMNS = ("turns", "prompt", "question", "problem", "query", "instruction", "input", "text")
 SHORTEST = 4
 _FACTOR = np.uint64(0xD1B54A32D192ED03)
+_WORDS = 1 << 15  # looked up at once: what stays in a core's cache
 
 
 def opening_hashes(asked: Words, rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -103,14 +104,17 @@ def contaminated(
 
 
 class _Known:
-    """Hashes to be found among many others; nearly all are none of them, which a table of bits tells."""
+    """Hashes to be found among many others; nearly all are none of them, which two tables of bits tell."""
 
     def __init__(self, hashes: np.ndarray) -> None:
-        self._hashes, self._table = distinct(hashes), BitTable(hashes)
+        self._hashes = distinct(hashes)
+        self._factor = hashes.dtype.type(0x9E3779B1)
+        self._table, self._second = BitTable(hashes), BitTable(hashes * self._factor)
 
     def places(self, hashes: np.ndarray) -> np.ndarray:
         """The places (i64) of the known ones among these hashes."""
         maybe = np.flatnonzero(self._table.has(hashes))
+        maybe = maybe.take(np.flatnonzero(self._second.has(hashes.take(maybe) * self._factor)))
         if not len(self._hashes):
             return maybe[:0]
         found = hashes.take(maybe)
@@ -131,7 +135,7 @@ def _suspects(training: Words, items: Words, ngram: int, looked_at: np.ndarray) 
         return long
     known = _Known(sketches(items.take(long).hashes, half))
     may = []
-    for first, block in training.blocks():
+    for first, block in training.blocks(step * _WORDS):
         found = step * known.places(sketches(block.hashes, half, step))
         row = first + distinct(np.searchsorted(block.offsets, found[found >= PAD], side="right") - 1)
         may.append(row[looked_at[row]])

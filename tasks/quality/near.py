@@ -52,8 +52,8 @@ class Prefixes:
     """The rows that may have a twin, and the rare shingles by which two of them can meet.
 
     `token` (u64) and `row` (u32), sorted by both: an entry for each shingle in a row's prefix. `sizes` (i64): distinct
-    shingles of each row, 0 for rows that were ruled out. `left` (ascending): the rows that were not, and `parities`
-    (u64, 4 a row) their bits.
+    shingles of each row, 0 for rows that were ruled out. `place` (u32): where the others have their bits in `parities`
+    (u64, 4 a row).
     """
 
     words: Words
@@ -61,7 +61,7 @@ class Prefixes:
     token: np.ndarray
     row: np.ndarray
     sizes: np.ndarray
-    left: np.ndarray
+    place: np.ndarray
     parities: np.ndarray
 
     @classmethod
@@ -93,7 +93,9 @@ class Prefixes:
         entries = pl.DataFrame({"token": np.concatenate(tokens), "row": np.concatenate(rows)}).sort("token", "row")
         entries = entries.filter(pl.len().over("token") > 1) if entries.height else entries
         token, row = (entries[name].to_numpy() for name in ("token", "row"))
-        return cls(words, threshold, token, row, sizes, left, np.concatenate(parities))
+        place = np.zeros(words.rows, np.uint32)
+        place[left] = np.arange(len(left))
+        return cls(words, threshold, token, row, sizes, place, np.concatenate(parities))
 
     def entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(first place of its group, row) of the entries of these rows (bool, one a row), groups of one left out."""
@@ -110,7 +112,7 @@ class Prefixes:
         low, high = pairs.T
         one, other = self.sizes[low], self.sizes[high]
         may = np.minimum(one, other) >= self.threshold * np.maximum(one, other) - _EPSILON
-        at = np.searchsorted(self.left, pairs[may])
+        at = self.place[pairs[may]]
         apart = np.bitwise_count(self.parities[at[:, 0]] ^ self.parities[at[:, 1]]).sum(axis=1, dtype=np.int64)
         # J >= t of sets of a and b elements leaves them no more than (1 - t) / (1 + t) (a + b) to differ in.
         most = (1 - self.threshold) / (1 + self.threshold) * (one + other)[may] + _EPSILON
@@ -242,7 +244,8 @@ class _Pairs:
         """For each row that goes, the best-ranked row that stays and is near it."""
         gone: dict[int, tuple[int, float]] = {}
         order = np.lexsort((self.near[:, 0], self.near[:, 1]))
-        for (low, high), alike in zip(self.near[order].tolist(), self.alike[order].tolist(), strict=True):
+        lows, highs = self.near[order].T.tolist()
+        for low, high, alike in zip(lows, highs, self.alike[order].tolist(), strict=True):
             if low not in gone and high not in gone:
                 gone[high] = (low, alike)
         return gone

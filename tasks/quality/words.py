@@ -114,7 +114,9 @@ def turn_words(turns: pl.Series, last: np.ndarray) -> tuple[Words, np.ndarray]:
     if not len(turns):
         return Words(np.zeros(PAD, np.uint32), np.full(1, PAD)), np.zeros(0, np.int64)
     # NUL is a sign of its own whose hash is 0: so the blanks between rows come out of the same pass.
-    said = turns.fill_null("").str.to_lowercase().str.replace_all("\0", " ", literal=True)
+    said = turns.fill_null("").str.to_lowercase()
+    if said.str.contains("\0", literal=True).any():
+        said = said.str.replace_all("\0", " ", literal=True)
     ended = pl.DataFrame({"said": said, "last": last}).select(
         pl.concat_str("said", pl.when("last").then(pl.lit("\0" * PAD)).otherwise(pl.lit(" ")))
     )
@@ -274,7 +276,7 @@ class BitTable:
         """The slots of these hashes (u32 or u64), in a table that they fill to a sixteenth, if it may be that large."""
         self._shift = hashes.dtype.type(8 * hashes.itemsize - min(len(hashes).bit_length() + 4, most_bits))
         members = np.zeros(1 << (8 * hashes.itemsize - int(self._shift)), bool)
-        members[hashes >> self._shift] = True
+        members[np.sort(hashes) >> self._shift] = True  # in order, they walk the table instead of jumping
         self._bits = np.packbits(members, bitorder="little")
 
     def has(self, hashes: np.ndarray) -> np.ndarray:

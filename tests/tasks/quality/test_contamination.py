@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.errors import BadInput
 from tasks.quality import benchmark_questions, contaminated, opened_with, opening_hashes, word_hashes
@@ -121,3 +123,14 @@ def test_real_benchmarks_are_read_and_found(shared_data: Path) -> None:
     assert contaminated(items, items, ngram=13, overlap=0.5)["row"].n_unique() >= 0.99 * (items.lengths >= 13).sum()
     # The benchmark's own training questions are other questions: few share half of one.
     assert contaminated(training, items, ngram=13, overlap=0.5).height < 0.02 * training.rows
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=40), min_size=2, max_size=12), st.integers(4, 13))
+def test_every_run_in_common_is_found(texts: list[list[str]], ngram: int) -> None:
+    words = word_hashes(pl.Series([" ".join(text) for text in texts]))
+    items = words.take(np.arange(len(texts) // 2))
+    grams = [{tuple(text[at : at + ngram]) for at in range(len(text) - ngram + 1)} for text in texts]
+    expected = {row for row in range(len(texts)) if any(grams[row] & grams[item] for item in range(len(texts) // 2))}
+    found = contaminated(words, items, ngram=ngram, overlap=1e-9)
+    assert set(found["row"]) == expected

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.quality import WordFile, Words, from_word, turn_words, word_hashes
-from tasks.quality.words import PAD, BitTable, runs
+from tasks.quality.words import PAD, BitTable, runs, sketches
 
 
 def listed(found: Words) -> list[list[int]]:
@@ -52,6 +52,15 @@ def test_words_are_what_a_regular_expression_finds(texts: list[str]) -> None:
     assert len(set(hash_of.values())) == len(hash_of)
 
 
+def test_long_words_are_told_apart_by_every_letter() -> None:
+    words = [letter * length for length in (7, 8, 9, 16, 17, 64, 300) for letter in "ab"]
+    words += [f"{word[:place]}x{word[place + 1 :]}" for word in words for place in (0, len(word) // 2, len(word) - 1)]
+    found = word_hashes(pl.Series(words))
+    assert found.lengths.tolist() == [1] * len(words)
+    assert len(set(found.hashes[found.offsets[:-1]].tolist())) == len(set(words))
+    assert [found.hashes[found.offsets[:-1]].tolist()] == listed(word_hashes(pl.Series([" ".join(words)])))
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=40), max_size=10))
 def test_a_text_has_the_same_words_whatever_stands_beside_it(texts: list[str]) -> None:
@@ -74,6 +83,12 @@ def test_runs_are_the_same_where_the_words_are(size: int) -> None:
     assert len(found) == len(expected)
     assert len(set(found)) == len(set(zip(found, expected, strict=True))) == len(set(expected))
     assert len(runs(draw[: size - 1], size)) == 0
+    # Sketches of the same words are the same, at any step.
+    short = sketches(draw, size).tolist()
+    assert len(short) == len(expected)
+    assert len(set(zip(short, expected, strict=True))) == len(set(expected))
+    assert [sketches(draw, size, step).tolist() for step in (2, 7)] == [short[::2], short[::7]]
+    assert len(sketches(draw[: size - 1], size)) == 0
 
 
 def test_blanks_keep_runs_within_their_row() -> None:
