@@ -200,8 +200,8 @@ def _mostly_in(items: Words, rows: Words, threshold: float, looked_at: np.ndarra
             row = np.repeat(np.arange(block.rows, dtype=np.uint64), block.lengths + PAD)[::step]
             # What a row says twice counts once.
             keyed = np.sort(row.take(missing) << np.uint64(32) | found.take(missing))
-            new = np.append(True, keyed[1:] != keyed[:-1])[: len(keyed)]
-            fewest = np.bincount((keyed >> np.uint64(32)).astype(np.int64)[new], minlength=len(part))
+            once = keyed.take(np.flatnonzero(np.append(True, keyed[1:] != keyed[:-1])[: len(keyed)]))
+            fewest = np.bincount((once >> np.uint64(32)).astype(np.int64), minlength=len(part))
             may.append(part[(fewest <= most[part]) & wanted[part]])
         looked_at = np.concatenate(may)
     return looked_at
