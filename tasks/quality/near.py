@@ -313,9 +313,11 @@ def _alone(words: Words, among: np.ndarray, share: float) -> np.ndarray:
     alone = np.zeros(words.rows, np.int64)
     for number in range(1 << passes):
         seen = [np.zeros(0, np.uint32), *(sampled(block, first, number)[0] for first, block in words.blocks())]
-        ordered = np.sort(np.concatenate(seen))
+        ordered = np.concatenate(seen)
+        del seen
+        ordered.sort()
         common = BitTable(ordered[1:].take(np.flatnonzero(ordered[1:] == ordered[:-1])))
-        del seen, ordered
+        del ordered
         for first, block in words.blocks():
             found, place = sampled(block, first, number)
             once = place.take(np.flatnonzero(~common.has(found)))

@@ -21,6 +21,7 @@ import pyarrow as pa
 PAD = 4
 _PRIME = np.uint32(0x9E3779B1)
 _RUN = 0x9E3779B97F4A7C15
+_SORTED = 1 << 22  # hashes sorted at once
 _BLOCK = 1 << 16  # bytes, and words, worked on at once: what stays in a core's cache
 
 
@@ -276,7 +277,9 @@ class BitTable:
         """The slots of these hashes (u32 or u64), in a table that they fill to a sixteenth, if it may be that large."""
         self._shift = hashes.dtype.type(8 * hashes.itemsize - min(len(hashes).bit_length() + 4, most_bits))
         members = np.zeros(1 << (8 * hashes.itemsize - int(self._shift)), bool)
-        members[np.sort(hashes) >> self._shift] = True  # in order, they walk the table instead of jumping
+        for first in range(0, len(hashes), _SORTED):
+            # In order, they walk the table instead of jumping.
+            members[np.sort(hashes[first : first + _SORTED]) >> self._shift] = True
         self._bits = np.packbits(members, bitorder="little")
 
     def has(self, hashes: np.ndarray) -> np.ndarray:
