@@ -16,7 +16,7 @@ every text has no twin and a single look says so:
    are no more than the shingles in which they do (bitmap filter: Sandes, Teodoro and Melo 2017). That settles nearly
    all pairs of a crowd that shares a template; what is left is compared in full.
 
-So precision and recall are 1 but for collisions of hashes of 48 bits and more. Rows are worked on in blocks: held in
+So precision and recall are 1 but for collisions of hashes of 44 bits and more. Rows are worked on in blocks: held in
 memory are 32-bit sketches of so many shingles as one pass sorts, and the prefixes of the few rows that pass the first
 step.
 """
