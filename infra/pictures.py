@@ -21,7 +21,7 @@ from tasks.store import Store
 
 FOLDER = Path(__file__).parent / "pictures"
 WIDTH = 1280
-HEIGHT = {"report": 1750, "prefect": 800, "mlflow": 1400}  # what a person sees without scrolling, and the plots
+HEIGHT = {"report": 1750, "prefect": 800, "mlflow": 1265}  # what a person sees without scrolling, and the plots
 
 
 def main(recipe_name: str = "demo") -> None:
@@ -45,14 +45,15 @@ def main(recipe_name: str = "demo") -> None:
         pages = {
             "report": (report.as_uri(), "h1"),
             "prefect": (_flow_run(urls["prefect"]), "text=nightly"),
-            "mlflow": (f"{urls['mlflow']}/#/models/{reigning.model}/versions/{reigning.version}", "text=Lineage"),
+            "mlflow": (
+                f"{urls['mlflow']}/#/models/{reigning.model}/versions/{reigning.version}",
+                f"text=Version {reigning.version}",
+            ),
         }
         for name, (url, sign) in pages.items():
             page.set_viewport_size({"width": WIDTH, "height": HEIGHT[name]})
             page.goto(url)
             page.locator(sign).first.wait_for(timeout=60_000)
-            with suppress(PageTimeout):  # MLflow's assistant covers a third of the page
-                page.get_by_role("button", name="Close", exact=True).first.click(timeout=5_000)
             with suppress(PageTimeout):  # a page that polls is never idle; by then it has long been drawn
                 page.wait_for_load_state("networkidle", timeout=10_000)
             page.screenshot(path=FOLDER / f"{name}.png")
