@@ -129,7 +129,9 @@ def _memory(
 ) -> Need:
     """Training's memory as estimated from the base's config, against what is free on the device; and what would fit."""
     gpu, memory = _device(device_memory)
-    free = f"{memory / GIB:.1f} GiB are {'there' if device_memory else 'free'}"
+    sharing = 1 if gpu else recipe.training.processes  # of a machine without GPU, all take from the same memory
+    memory //= sharing
+    free = f"{memory / GIB:.1f} GiB are {'there' if device_memory else 'free'}{' for each process' * (sharing > 1)}"
     if adapter and device_memory is None:
         return Need(name="memory", fits=memory >= MIN_FREE_MEMORY, detail="nothing is left to train")
     if base is None:

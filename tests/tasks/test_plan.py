@@ -87,3 +87,5 @@ def test_what_is_free_here_is_what_counts_otherwise(memory, monkeypatch: pytest.
     here = memory(None, micro_batch_size=1)
     assert not here.fits  # a CPU keeps all activations
     assert "base.max_length up to" in here.detail
+    shared = memory(None, micro_batch_size=1, backend="transformers", processes=2)
+    assert "11.6 GiB are free for each process" in shared.detail
