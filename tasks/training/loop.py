@@ -70,7 +70,9 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     earlier = attempt.from_first(lambda: attempt.reported(until=resumed))
 
     set_seed(recipe.seed)
-    model = backend.adapt(_loaded(backend, spec, int(data.training.lengths.max())), spec)
+    model = _loaded(backend, spec, int(data.training.lengths.max()))
+    method.require_targets(model, recipe)
+    model = backend.adapt(model, spec)
     method.begin(model, spec)
     if attempt.sharded:
         sharding.shard(model)

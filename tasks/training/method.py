@@ -65,6 +65,28 @@ def require_device(training: Training) -> None:
         )
 
 
+def require_targets(model: Any, training: Training) -> None:
+    """Raise BadInput for a name in target_modules that no linear layer of this base has, or the output layer alone:
+    the loss is computed from its weights directly, so an adapter on it would never be trained."""
+    import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    head, targets = model.get_output_embeddings(), training.target_modules
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    }
+    for target in () if isinstance(targets, str) else targets:
+        if target not in linear:
+            raise BadInput(
+                "training.target_modules",
+                target,
+                "is no linear layer of this base that can be adapted",
+                f"It has {', '.join(sorted(linear))}.",
+            )
+
+
 def lora_options(training: Training) -> dict[str, Any]:
     """PEFT's keyword arguments for the adapter."""
     targets = training.target_modules

@@ -100,6 +100,13 @@ def test_paged_moments_need_a_gpu(optimizer: str, train_here: Callable[..., Any]
         train_here(optimizer=optimizer)
 
 
+@pytest.mark.parametrize("name", ["q_projection", "lm_head"])
+def test_what_cannot_be_adapted_is_no_target(name: str, train_here: Callable[..., Any]) -> None:
+    refused = rf"target_modules: '{name}' is no linear layer .* It has down_proj, gate_proj, k_proj"
+    with pytest.raises(BadInput, match=refused):
+        train_here(target_modules=["v_proj", name])
+
+
 MANY = """
 import os, sys
 from pathlib import Path
