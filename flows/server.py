@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from tasks.errors import BadInput, WorldFailed
 
 BUSY_SECONDS = 30
+# On SQLite one that waits for the database may answer nobody for 60 seconds, after which it goes on.
+PATIENCE_SECONDS = 150
 
 
 class Change(BaseModel):
@@ -81,7 +83,10 @@ class Server:
         auth = auth or os.environ.get("PREFECT_API_AUTH_STRING")
         user, _, password = (auth or "").partition(":")
         self._client = httpx.Client(
-            base_url=url, auth=(user, password) if auth else None, timeout=60, trust_env=not _is_local(url)
+            base_url=url,
+            auth=(user, password) if auth else None,
+            timeout=PATIENCE_SECONDS,
+            trust_env=not _is_local(url),
         )
 
     @classmethod

@@ -58,6 +58,7 @@ def prefect_server(
         "PREFECT_SERVER_UI_ENABLED": str(for_people).lower(),
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.ordering",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # to its log, where a person looks when it fails
         "PREFECT_SERVER_ENCRYPTION_KEY": encryption_key(),
         "PREFECT_API_URL": f"{url}/api",
         **(state or {}),
