@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInput, WorldFailed
 
-BUSY_SECONDS = 30
-# On SQLite one that waits for the database may answer nobody for 60 seconds, after which it goes on.
-PATIENCE_SECONDS = 150
+# On SQLite, a server whose writers wait for one another answers nobody for 60 seconds, and goes on then.
+BUSY_SECONDS = 150
 
 
 class Change(BaseModel):
@@ -85,7 +84,7 @@ class Server:
         self._client = httpx.Client(
             base_url=url,
             auth=(user, password) if auth else None,
-            timeout=PATIENCE_SECONDS,
+            timeout=httpx.Timeout(BUSY_SECONDS, connect=10),
             trust_env=not _is_local(url),
         )
 
