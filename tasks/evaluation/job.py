@@ -6,6 +6,7 @@ comes back as lines. The child ends when this process does, however it ends.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -77,11 +78,14 @@ def run(job: Job, on_progress: Callable[[str, int, int], None] | None = None) ->
     with tempfile.TemporaryDirectory(prefix="nightowl-evaluation-") as scratch:
         job_file, log = Path(scratch, "job.json"), Path(scratch, "log.txt")
         write_whole(job_file, job.model_dump_json())
+        given = environment()
+        if job.backend == "vllm" and "OMP_NUM_THREADS" not in os.environ:
+            del given["OMP_NUM_THREADS"]  # vLLM chooses its threads itself where nobody else has
         with open(log, "wb") as file:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tasks.evaluation.models_process", str(job_file)],
                 cwd=scratch,
-                env=environment(),
+                env=given,
                 stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
                 stdout=subprocess.PIPE,
                 stderr=file,
