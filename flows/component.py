@@ -46,7 +46,13 @@ def environment() -> dict[str, str]:
         # Threads that wait for each other sleep instead of spinning: on cores shared with others, steps take a third.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    return {name: os.environ.get(name, value) for name, value in (defaults | access()).items()}
+    kept = {name: os.environ.get(name, value) for name, value in (defaults | access()).items()}
+    # A run of a worker has a working directory of its own, where a relative path would lead elsewhere.
+    kept["NIGHTOWL_HOME"] = str(home())
+    store = os.environ.get("NIGHTOWL_STORE")
+    if store and "://" not in store:
+        kept["NIGHTOWL_STORE"] = str(Path(store).expanduser().absolute())
+    return kept
 
 
 def free_port(preferred: int) -> int:

@@ -113,3 +113,16 @@ def test_a_server_that_is_busy_for_a_moment_is_up_and_one_that_was_killed_is_not
         (nightowl_home / "up.json").write_text(json.dumps({**noted, "pid": ended.pid}))
         assert services.is_up() is None
         server.shutdown()
+
+
+def test_a_relative_home_is_the_same_in_every_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a worker is in a temporary one: its night would be made anew there each time, and be lost."""
+    here = Path.cwd()
+    monkeypatch.delenv("NIGHTOWL_HOME")
+    assert component.environment()["NIGHTOWL_HOME"] == str(here / ".nightowl")
+    monkeypatch.setenv("NIGHTOWL_HOME", "nights")
+    monkeypatch.setenv("NIGHTOWL_STORE", "data/store")
+    given = component.environment()
+    assert (given["NIGHTOWL_HOME"], given["NIGHTOWL_STORE"]) == (str(here / "nights"), str(here / "data" / "store"))
+    monkeypatch.setenv("NIGHTOWL_STORE", "s3://bucket/store")
+    assert component.environment().get("NIGHTOWL_STORE", "s3://bucket/store") == "s3://bucket/store"
