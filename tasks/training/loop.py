@@ -251,16 +251,17 @@ def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:
     import torch
 
     gpu = torch.cuda.is_available()
-    unknown = spec.memory is None if not gpu else spec.training.sharding == "none"
-    if spec.training.micro_batch_size or unknown:
+    tries_all = spec.training.sharding == "none" if gpu else spec.memory is None
+    if spec.training.micro_batch_size or tries_all:
         return spec.training.micro_batch_size or share
     try:
         shape = memory.shape_of(spec.base_folder, spec.training)
     except (OSError, ValueError, AttributeError):
         return share
     longest = int(data.training.lengths.max())
-    free = torch.cuda.mem_get_info()[1] if gpu else (spec.memory or 0) // spec.training.processes
-    return memory.fitting(shape, spec.training, length=longest, memory=free, gpu=gpu) or 1
+    # Of a GPU all of it, as the estimate counts what is there already; else a process's part of what is free.
+    room = torch.cuda.mem_get_info()[1] if gpu else (spec.memory or 0) // spec.training.processes
+    return memory.fitting(shape, spec.training, length=longest, memory=room, gpu=gpu) or 1
 
 
 def _reloaded(backend: Backend, spec: TrainingSpec, asked: list[list[int]]) -> Any:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flows.component import answers
+from flows.component import answers, free_port
 from tasks import registry
 from tasks.conversations import Renderer, carry_reader
 from tasks.errors import BadInput, WorldFailed
@@ -206,9 +205,7 @@ def test_mlflow_serves_it_over_http(
     world: Any, enter: Callable[[Any], Version], embedded: Path, tmp_path: Path
 ) -> None:
     version = enter(world)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port(0)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", version.uri, "--env-manager", "local"]
     log = tmp_path / "serve.log"
     with open(log, "w") as output:
