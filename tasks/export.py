@@ -20,10 +20,12 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.conversations import Renderer
 from tasks.errors import BadInput, WorldFailed
+from tasks.evaluation import room_for
 from tasks.fetch import fetch_base_again, verify
 from tasks.registry import Record, Version, download_adapter, read_record
 from tasks.sources import BaseSnapshot
 from tasks.store import Store, write_whole
+from tasks.training import CONFIG, is_whole, rank_of
 
 Target = Literal["vllm", "merged", "gguf"]
 PARITY_TOLERANCE = 0.05
@@ -35,14 +37,13 @@ PARITY_PROMPTS = (
     "Write one sentence about owls.",
     "用一句话介绍北京。",
 )
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
 _CALL_PARSERS = {
     ("<tool_call>", "arguments"): "hermes",
     ("[TOOL_CALLS]", "arguments"): "mistral",
     ("", "parameters"): "llama3_json",
 }
 """vLLM's --tool-call-parser by what stands before a call, and what its arguments go by."""
-_ADAPTERS_OWN = ("adapter_model.safetensors", "adapter_config.json", "README.md", "nightowl.json")
+_ADAPTERS_OWN = ("adapter_model.safetensors", CONFIG, "README.md", "nightowl.json")
 _CONVERTER = "convert_hf_to_gguf.py"
 
 
@@ -107,15 +108,20 @@ def _write(
         (folder / "serve.sh").chmod(0o755)
         write_whole(folder / "README.md", _readme(version, record, _VLLM.format(model=version.model)))
         return None
-    base = store.folder(_base(record, store))
     adapter = work / "adapter"
     download_adapter(version, adapter)
     shutil.copyfile(adapter / "README.md", folder / "CARD.md")
     merged = folder if target == "merged" else work / "merged"
     merged.mkdir(exist_ok=True)
-    parity = merge(base, adapter, merged)
+    parity = None
+    if is_whole(adapter):
+        _copy_all(adapter, merged)
+        said = _WHOLE
+    else:
+        parity = merge(store.folder(_base(record, store)), adapter, merged)
+        said = _PARITY.format(parity=parity)
     if converter is None:
-        write_whole(folder / "README.md", _readme(version, record, _MERGED.format(parity=parity)))
+        write_whole(folder / "README.md", _readme(version, record, _MERGED.format(said=said)))
         return parity
     file = folder / f"{version.model}-{version.version}.gguf"
     _run([*converter, str(merged), "--outfile", str(file), "--outtype", "auto"])
@@ -123,7 +129,7 @@ def _write(
         raise WorldFailed(
             " ".join(converter), f"ended well and wrote no {file.name}", "Try it by hand on a merged model."
         )
-    write_whole(folder / "README.md", _readme(version, record, _GGUF.format(file=file.name, parity=parity)))
+    write_whole(folder / "README.md", _readme(version, record, _GGUF.format(file=file.name, said=said)))
     return parity
 
 
@@ -159,9 +165,7 @@ def merge(base: Path, adapter: Path, target: Path) -> float:
     expected = _logits(with_adapter, adapter)
     merged = with_adapter.merge_and_unload(safe_merge=True).to(_narrow(base))
     merged.save_pretrained(target, max_shard_size="5GB")
-    for path in adapter.iterdir():
-        if path.name not in _ADAPTERS_OWN:
-            shutil.copyfile(path, target / path.name)
+    _copy_all(adapter, target)
     del model, with_adapter, merged
     again = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, use_safetensors=True)
     again.eval()
@@ -175,6 +179,13 @@ def merge(base: Path, adapter: Path, target: Path) -> float:
             "Nothing was written. Serve the adapter itself: --to vllm.",
         )
     return far
+
+
+def _copy_all(adapter: Path, target: Path) -> None:
+    """Copy what a merged model has from the adapter's folder: all but the adapter itself."""
+    for path in adapter.iterdir():
+        if path.name not in _ADAPTERS_OWN:
+            shutil.copyfile(path, target / path.name)
 
 
 def _narrow(base: Path) -> Any:
@@ -203,7 +214,7 @@ def _logits(model: Any, tokenizer: Path) -> list[Any]:
 
 
 def serve_script(version: Version, record: Record, store: Store, adapter: Path) -> str:
-    """The command that serves a version's adapter on its base with vLLM: greedy, as it was judged.
+    """The command that serves a version's adapter on its base, or the whole model, with vLLM: greedy, as it was judged.
 
     Calls are read by vLLM's parser for the way in which the adapter's template writes them, where it has one.
     """
@@ -214,11 +225,16 @@ def serve_script(version: Version, record: Record, store: Store, adapter: Path) 
     kinds = {source.kind for source in recipe.sources}
     style = Renderer.open(adapter).call_style if "tool" in kinds else None
     parser = _CALL_PARSERS.get((style.sign, style.arguments_key)) if style else None
+    whole = is_whole(adapter)
+    if whole:
+        model = [f"--served-model-name {version.model}"]
+    else:
+        model = [f"--revision {base.revision}"] if hub else []
+        model.append(f"--enable-lora --max-lora-rank {room_for(rank_of(adapter))}")
+        model.append(f"--lora-modules {version.model}=adapter")
     options = [
-        *([f"--revision {base.revision}"] if hub else []),
+        *model,
         "--dtype bfloat16",
-        f"--enable-lora --max-lora-rank {next(rank for rank in _RANKS if rank >= recipe.training.rank)}",
-        f"--lora-modules {version.model}=adapter",
         "--chat-template adapter/chat_template.jinja",
         "--generation-config adapter",
         "--override-generation-config '{\"temperature\": 0.0}'",
@@ -227,15 +243,22 @@ def serve_script(version: Version, record: Record, store: Store, adapter: Path) 
         '"$@"',
     ]
     unread = style is not None and parser is None
+    served = f"# Serves {version.model} version {version.version}"
+    about = [f"{served} with vLLM. Arguments go to vLLM."]
+    if not whole:
+        about = [
+            f"{served} on its base with vLLM. NIGHTOWL_BASE: another place of",
+            f"# the base, which is {base.uri} at {base.revision} and no other. Arguments go to vLLM.",
+        ]
+    weights = "adapter" if whole else f'"${{NIGHTOWL_BASE:-{place}}}"'
     lines = [
         "#!/bin/sh",
-        f"# Serves {version.model} version {version.version} on its base with vLLM. NIGHTOWL_BASE: another place of",
-        f"# the base, which is {base.uri} at {base.revision} and no other. Arguments go to vLLM.",
+        *about,
         *(["# vLLM has no parser for calls as this template writes them: they come as text."] if unread else []),
         "set -e",
         'cd "$(dirname "$0")"',
-        *(["export VLLM_USE_MODELSCOPE=True"] if scheme == "modelscope" else []),
-        " \\\n  ".join([f'exec vllm serve "${{NIGHTOWL_BASE:-{place}}}"', *options]),
+        *(["export VLLM_USE_MODELSCOPE=True"] if scheme == "modelscope" and not whole else []),
+        " \\\n  ".join([f"exec vllm serve {weights}", *options]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -259,14 +282,16 @@ the request it thinks first. An adapter trained on a 4-bit base (QLoRA) was judg
 may differ by rounding.
 """
 
-_MERGED = """The adapter merged into the base's 16-bit weights: whatever loads a transformers checkpoint can serve it,
-and `vllm serve .` does. Logits on fixed prompts differ from those of base and adapter apart by at most {parity:.1e} of
-the largest.
+_MERGED = """{said} Whatever loads a transformers checkpoint can serve it, and `vllm serve .` does.
 """
 
-_GGUF = """`llama-server -m {file} --jinja` serves it. It was converted from merged 16-bit weights, whose logits differ
-from those of base and adapter apart by at most {parity:.1e} of the largest.
+_GGUF = """`llama-server -m {file} --jinja` serves it. It was converted from 16-bit weights. {said}
 """
+
+_PARITY = """They are the base's with the adapter merged into them; logits on fixed prompts differ from those of base
+and adapter apart by at most {parity:.1e} of the largest."""
+
+_WHOLE = "They are the trained model itself, file by file: all of its weights were trained."
 
 
 def _converter() -> list[str]:

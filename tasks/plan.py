@@ -105,7 +105,8 @@ def _after(recipe: Recipe, mixture: TokenisedMixture | None, adapter: Adapter | 
     """The stages from mixing on."""
     rows = f"{mixture.splits['train'].rows} rows to train on" if mixture else "splits and shares"
     yield _stage("mix", mixture, rows)
-    method = f"{recipe.training.method}, rank {recipe.training.rank}"
+    method: str = recipe.training.method
+    method += f", rank {recipe.training.rank}" * (method != "full")
     yield _stage("train", adapter, f"{method}, {adapter.steps} steps" if adapter else method)
     judged = [verdict for verdict in store.all(Verdict) if adapter and verdict.candidate == adapter.address]
     suites = ", ".join(f"{suite.name} ({suite.role})" for suite in recipe.evaluation.suites)
@@ -153,9 +154,11 @@ def _memory(
     if not micro:
         most = longest(shape, training, memory=memory, gpu=gpu)
         said += f"; base.max_length up to {most} would fit" if most else "; no row would fit"
-        said += ", or method qlora" * (training.method == "lora")
+        said += ", or method qlora" * (training.method != "qlora")
         together = training.processes * training.nodes > 1
-        said += ", or training.sharding base" * (gpu and together and training.sharding == "none")
+        said += ", or training.sharding base" * (
+            gpu and together and training.sharding == "none" and training.method != "full"
+        )
     elif passes > 1:
         said += f"; training.micro_batch_size {micro} takes {passes} passes a step"
     peaks = [known.peak_memory for known in store.all(Adapter) if known.base == base.address]

@@ -254,7 +254,9 @@ def _enter(
         "call_style": Renderer.open(store.folder(adapter) / "adapter").call_style.model_dump(mode="json"),
     }
     record = registry.make_record(recipe, base, snapshots, conversations, mixture, adapter)
-    params = {"base": base.uri, "rank": str(recipe.training.rank), "method": recipe.training.method}
+    params = {"base": base.uri, "method": recipe.training.method}
+    if recipe.training.method != "full":
+        params["rank"] = str(recipe.training.rank)
     with tempfile.TemporaryDirectory(dir=home(), prefix="register-") as folder:
         packed, work = Path(folder) / "adapter", Path(folder)
         registry.pack(adapter, base, card, store, packed, store.folder(mixture) / "composition.png")

@@ -8,12 +8,14 @@ is gone, its files were changed, it is a stream).
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,13 +29,15 @@ from tasks.registry import Record, code_version, libraries
 from tasks.sources import BaseSnapshot, Snapshot, Unreachable
 from tasks.store import Store, home
 from tasks.train import adapter_inputs, train
-from tasks.training import Adapter
+from tasks.training import Adapter, is_whole
 from tasks.validate import conversations_inputs, look
 
-WEIGHTS = "adapter/adapter_model.safetensors"
+if TYPE_CHECKING:
+    import torch
+
 TOLERANCE = 0.05
-"""Largest distance of retrained weights, relative to their length, that counts as the same where sums are made in
-another order: on more than one thread, on a GPU, with other libraries."""
+"""Largest distance of retrained weights, relative to how far training moved them, that counts as the same where sums
+are made in another order: on more than one thread, on a GPU, with other libraries."""
 
 
 class Part(BaseModel):
@@ -223,33 +227,48 @@ def _adapter(record: Record, mixture: TokenisedMixture, base: BaseSnapshot, stor
     recorded = record.adapter
     with _threads(recorded.environment):
         got = train(record.recipe, mixture, base, fresh)
-    if got.files[WEIGHTS] == recorded.files[WEIGHTS]:
+    if _weights(got) == _weights(recorded):
         return Part(name="adapter", state="same", told="the same weights bit for bit")
     if store.find(Adapter, recorded.address) is None:
         told = f"other weights (loss {got.loss:.4f}, then {recorded.loss:.4f}); how far is not known: "
         return Part(name="adapter", state="differs", told=f"{told}the store does not have the recorded ones")
-    far = distance(store.folder(recorded) / WEIGHTS, fresh.folder(got) / WEIGHTS)
+    then, now = store.folder(recorded) / "adapter", fresh.folder(got) / "adapter"
+    far = distance(then, now, store.folder(base) if is_whole(then) else None)
     exact = recorded.environment.get("threads") == 1 and "gpu" not in recorded.environment
     allowed = 0.0 if exact else TOLERANCE
-    told = f"{far:.2e} of their length apart, at most {allowed:g} is allowed"
+    told = f"{far:.2e} of what training moved them apart, at most {allowed:g} is allowed"
     told += f"; loss {got.loss:.4f}, then {recorded.loss:.4f}"
     return Part(name="adapter", state="same" if far <= allowed else "differs", told=told)
 
 
-def distance(one: Path, other: Path) -> float:
-    """How far two adapters are apart: the norm of the difference of all their matrices over the norm of the first's.
+def _weights(adapter: Adapter) -> dict[str, str]:
+    return {name: sha256 for name, sha256 in adapter.files.items() if name.endswith(".safetensors")}
 
-    Infinite where they do not have the same matrices.
+
+def distance(one: Path, other: Path, base: Path | None = None) -> float:
+    """How far the weights in two folders are apart, relative to how far the first's are from where they began.
+
+    LoRA's begin with an update of nothing; a whole model's with those in the folder `base`. The norm of the difference
+    of all matrices over the norm of what training did to the first's. Infinite where the two do not have the same
+    matrices.
     """
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    a, b = load_file(one), load_file(other)
-    if {name: tensor.shape for name, tensor in a.items()} != {name: tensor.shape for name, tensor in b.items()}:
-        return float("inf")
-    square = {name: torch.sum((a[name].double() - b[name].double()) ** 2) for name in a}
-    length = sum(torch.sum(tensor.double() ** 2) for tensor in a.values())
-    return float((sum(square.values()) / length) ** 0.5)
+    def read(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+        opened = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
+        return {name: partial(file.get_tensor, name) for file in opened for name in file.keys()}  # noqa: SIM118
+
+    a, b, begun = read(one), read(other), read(base) if base else {}
+    apart = length = 0.0
+    for name in {*a, *b}:
+        if name not in a or name not in b or a[name]().shape != b[name]().shape:
+            return math.inf
+        first = a[name]().double()
+        apart += float(torch.sum((first - b[name]().double()) ** 2))
+        if name in begun or not base:
+            length += float(torch.sum((first - begun[name]().double() if base else first) ** 2))
+    return (apart / length) ** 0.5 if length else math.inf if apart else 0.0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from tasks.evaluation.job import Job, ModelJob, SuiteJob, run
 from tasks.evaluation.judge import judge_key
 from tasks.evaluation.sampling import Sampling, sampling_of
 from tasks.evaluation.schema import Comparison, EvaluationSets, Reason, Scores, SuiteRun, SuiteScore, Verdict
-from tasks.evaluation.served import vllm_command
+from tasks.evaluation.served import room_for, vllm_command
 from tasks.evaluation.soundness import NEEDS, flaws
 from tasks.evaluation.suites import METRICS
 from tasks.evaluation.verdict import Items, amount, comparable, compare, decide, reasons
@@ -43,6 +43,7 @@ __all__ = [
     "items_digest",
     "judge_key",
     "reasons",
+    "room_for",
     "run",
     "sampling_of",
     "suite_items",

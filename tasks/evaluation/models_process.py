@@ -6,6 +6,7 @@ on from the suites that were done; then EvalScope scores the answers and `items.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ from tasks.evaluation.served import Served
 from tasks.evaluation.suites import METRICS, shown
 from tasks.recipe import Suite
 from tasks.store import write_whole
+from tasks.training import is_whole
 
 ANSWERS = "answers.parquet"
 SAID = "judge.jsonl"
@@ -76,6 +78,7 @@ def _answer(job: Job, renderers: Mapping[str, Renderer], report: Callable[[Line]
     answers_of = {entry.suite.name: items[entry.suite.name].height * entry.suite.samples for entry in job.suites}
     total = sum(answers_of[name] for model in job.models for name in model.works)
     network: Network | Served | None = None
+    ground: Path | None = None  # what the network was loaded from
     before = 0
     with ExitStack() as ending:
         for model in job.models:
@@ -84,11 +87,15 @@ def _answer(job: Job, renderers: Mapping[str, Renderer], report: Callable[[Line]
                 what = f"{model.name}: {entry.suite.name}"
                 report(Line(what=what, done=before, total=total))
                 if not target.exists():
-                    if network is None:
-                        network = _load(job)
+                    if network is None or ground != _ground(job, model):
+                        ending.close()
+                        network = None  # before the next one takes its memory
+                        gc.collect()
+                        ground = _ground(job, model)
+                        network = _load(job, ground)
                         if isinstance(network, Served):
                             ending.callback(network.close)
-                    network.use(model.name if model.adapter else None)
+                    network.use(model.name if model.adapter not in (None, ground) else None)
 
                     def on_done(done: int, what: str = what, before: int = before) -> None:
                         report(Line(what=what, done=before + done, total=total))
@@ -133,14 +140,25 @@ def _renderer(job: Job, model: ModelJob) -> Renderer:
     return Renderer.open(job.base, job.chat_template)
 
 
-def _load(job: Job) -> Network | Served:
+def _ground(job: Job, model: ModelJob) -> Path:
+    """The folder of the weights that a model needs loaded: its base's, or its own where all of them were trained."""
+    return model.adapter if model.adapter is not None and is_whole(model.adapter) else job.base
+
+
+def _load(job: Job, ground: Path) -> Network | Served:
+    """The model in `ground` with all adapters of the job that are laid on it; whole ones are in 16 bits, as trained."""
+    on_base = ground == job.base
+    adapters = {
+        model.name: model.adapter
+        for model in job.models
+        if model.adapter not in (None, ground) and _ground(job, model) == ground
+    }
+    four_bit = job.four_bit and on_base
     if job.backend == "vllm":
-        adapters = {model.name: model.adapter for model in job.models if model.adapter is not None}
-        return Served(job.base, adapters, four_bit=job.four_bit, log=Path("vllm.log"))
-    network = Network(job.base, four_bit=job.four_bit)
-    for model in job.models:
-        if model.adapter is not None:
-            network.add(model.name, model.adapter)
+        return Served(ground, adapters, four_bit=four_bit, log=Path("vllm.log"))
+    network = Network(ground, four_bit=four_bit)
+    for name, adapter in adapters.items():
+        network.add(name, adapter)
     return network
 
 

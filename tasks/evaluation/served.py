@@ -7,7 +7,6 @@ vLLM's own there: draws repeat, but are others than those of `Network`.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -23,6 +22,7 @@ from typing import IO, Any, TypeVar
 from tasks.errors import BadInput, WorldFailed
 from tasks.evaluation.generation import Written, first_circle
 from tasks.evaluation.sampling import Sampling
+from tasks.training import rank_of
 
 BASE = "base"
 T = TypeVar("T")
@@ -53,16 +53,15 @@ def serve_command(program: str, base: Path, adapters: Mapping[str, Path], port: 
     if four_bit:
         line += ["--quantization", "bitsandbytes"]
     if adapters:
-        rank = max(map(_rank, adapters.values()))
-        room = next((room for room in _RANKS if room >= rank), rank)
-        line += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(room)]
+        rank = max(map(rank_of, adapters.values()))
+        line += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(room_for(rank))]
         line += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
     return line
 
 
-def _rank(adapter: Path) -> int:
-    config = json.loads((adapter / "adapter_config.json").read_bytes())
-    return max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
+def room_for(rank: int) -> int:
+    """What to give vLLM's --max-lora-rank, which takes a few numbers alone."""
+    return next((room for room in _RANKS if room >= rank), rank)
 
 
 class Served:

@@ -12,10 +12,11 @@ from tasks.recipe.quality import Drift, Handling, Quality, RuleSetting, Sensitiv
 from tasks.recipe.reading import PRESETS, Setting, is_recipe, load, parse, settings_of
 from tasks.recipe.search import Search, Value, Vary, bounds, in_space, may_vary, resolved, value_of, variant
 from tasks.recipe.sources import Base, Source
-from tasks.recipe.training import Training
+from tasks.recipe.training import OF_LORA, Training
 from tasks.recipe.whole import Recipe
 
 __all__ = [
+    "OF_LORA",
     "PRESETS",
     "Backend",
     "Base",

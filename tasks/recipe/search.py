@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from tasks.errors import BadInput
 from tasks.recipe.mixture import Mixture
 from tasks.recipe.part import Part
-from tasks.recipe.training import Training
+from tasks.recipe.training import OF_LORA, Training
 
 if TYPE_CHECKING:
     from tasks.recipe.whole import Recipe
@@ -131,7 +131,8 @@ def value_of(recipe: Recipe, field: str) -> Value:
 
 def may_vary(recipe: Recipe) -> list[str]:
     """The fields that may vary."""
-    training = [f"training.{name}" for name in Training.model_fields if name not in _NOT_OF_TRAINING]
+    left_out = (*_NOT_OF_TRAINING, *(OF_LORA if recipe.training.method == "full" else ()))
+    training = [f"training.{name}" for name in Training.model_fields if name not in left_out]
     mixture = [f"mixture.{name}" for name in Mixture.model_fields if name in _OF_MIXTURE]
     return [*training, *mixture, *(f"sources.{source.name}.share" for source in recipe.sources)]
 

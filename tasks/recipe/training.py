@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from tasks.recipe.part import Part
 
+OF_LORA = ("rank", "alpha", "dropout", "target_modules", "rslora", "dora", "pissa", "loraplus_ratio")
+"""Fields that mean nothing where all weights are trained."""
+
 
 class Training(Part):
     """How a candidate is trained."""
@@ -15,7 +18,9 @@ class Training(Part):
     backend: Literal["unsloth", "transformers"] = "unsloth"
     """Training library: unsloth, on one device; or transformers, with TRL, PEFT and bitsandbytes, on any number."""
     method: Literal["qlora", "lora", "full"] = "qlora"
-    """qlora: base in 4-bit NF4 with double quantisation; lora: base in 16 bit; full is refused: it makes no adapter."""
+    """qlora: base in 4-bit NF4 with double quantisation; lora: base in 16 bit; full: no adapter, all of the base's
+    weights, in 32 bit while they are trained; wants a tenth of LoRA's learning_rate or less, and takes the transformers
+    backend."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the adapter's initial weights and of the order of batches."""
     rank: int = Field(16, ge=1, le=512)

@@ -1,4 +1,5 @@
-"""What MLflow loads as the model: a LoRA adapter on a base that is found by reference and checked by digest.
+"""What MLflow loads as the model: a LoRA adapter on a base that is found by reference and checked by digest, or a
+whole model where all weights were trained.
 
 This file travels with the adapter and runs where nothing of Nightowl is installed, so it imports nothing of it but
 the reader of answers, which travels beside it under a name of its own.
@@ -43,7 +44,8 @@ class AdapterModel(PythonModel):
         config = context.model_config
         adapter = context.artifacts["adapter"]
         check_files(Path(adapter).parents[1], config.get("files", {}))
-        base = find_base(config["base"])
+        whole = not (Path(adapter) / "adapter_config.json").exists()
+        base = adapter if whole else find_base(config["base"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         narrow = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         dtype = torch.bfloat16 if narrow else torch.float32
@@ -60,7 +62,7 @@ class AdapterModel(PythonModel):
         )
         if config["four_bit"] and device.type == "cpu":
             model = model.dequantize()
-        self.model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+        self.model = model if whole else PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.to(device, dtype)

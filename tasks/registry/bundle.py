@@ -1,6 +1,7 @@
 """The folder that is registered: the adapter with its tokenizer, template, generation config and model card.
 
-Nothing else gets in: no base weights, no pickles, no path of the machine it was trained on.
+Nothing else gets in: no base weights, no pickles, no path of the machine it was trained on. Where all weights were
+trained (method full), the adapter is the whole model.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from tasks.errors import BadInput, WorldFailed
 from tasks.registry.card import MIXTURE_PICTURE
 from tasks.sources import BaseSnapshot
 from tasks.store import Store, file_digest
-from tasks.training import Adapter
+from tasks.training import CONFIG, Adapter, is_whole
 
-WEIGHTS = "adapter_model.safetensors"
+_WEIGHTS = ".safetensors"
 _PLAIN = {".json", ".jinja", ".txt", ".model", ".md"}
 
 
@@ -31,11 +32,12 @@ def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: 
     """
     source = store.folder(adapter) / "adapter"
     names = sorted(name.removeprefix("adapter/") for name in adapter.files if name.startswith("adapter/"))
-    if WEIGHTS not in names:
-        raise BadInput(f"adapter {adapter.short}", names, f"has no {WEIGHTS}", "Train it again.")
+    weights = [name for name in names if Path(name).suffix == _WEIGHTS]
+    if not weights:
+        raise BadInput(f"adapter {adapter.short}", names, f"has no {_WEIGHTS}", "Train it again.")
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if name != WEIGHTS and Path(name).suffix not in _PLAIN:
+        if name not in weights and Path(name).suffix not in _PLAIN:
             raise BadInput(
                 f"adapter {adapter.short}", name, "may not be registered", "Only safetensors, JSON and text are."
             )
@@ -45,9 +47,12 @@ def pack(adapter: Adapter, base: BaseSnapshot, card: str, store: Store, target: 
             raise WorldFailed(
                 str(source / name), "has changed since training", "Remove that adapter's folder and run again."
             )
-    check_weights(target / WEIGHTS)
-    _as_judged(target / WEIGHTS)
-    _name_the_base(target / "adapter_config.json", base)
+    for name in weights:
+        check_weights(target / name, whole=is_whole(target))
+        if not is_whole(target):
+            _as_judged(target / name)
+    if not is_whole(target):
+        _name_the_base(target / CONFIG, base)
     (target / "README.md").write_text(card, encoding="utf-8")
     if picture.exists():
         shutil.copyfile(picture, target / MIXTURE_PICTURE)
@@ -67,8 +72,9 @@ def _as_judged(path: Path) -> None:
         save_file(matrices, path, metadata={"format": "pt"})
 
 
-def check_weights(path: Path) -> None:
-    """Raise BadInput unless a safetensors file holds LoRA matrices and nothing else (its header is enough to tell)."""
+def check_weights(path: Path, *, whole: bool = False) -> None:
+    """Raise BadInput unless a safetensors file holds LoRA matrices and nothing else, or, of a `whole` model, none of
+    them (its header is enough to tell)."""
     with open(path, "rb") as file:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -76,13 +82,15 @@ def check_weights(path: Path) -> None:
         except (struct.error, ValueError, OverflowError, MemoryError) as error:
             raise BadInput(str(path), path.name, "is not a safetensors file", "Train the adapter again.") from error
     tensors = [name for name in header if name != "__metadata__"]
-    foreign = [name for name in tensors if "lora_" not in name]
+    foreign = [name for name in tensors if ("lora_" in name) == whole]
     if foreign or not tensors:
         raise BadInput(
             str(path),
             foreign[:3],
-            "holds weights that are not an adapter's" if tensors else "holds no weights",
-            "Only LoRA matrices are registered; the base stays a reference.",
+            ("holds weights of another kind" if whole else "holds weights that are not an adapter's")
+            if tensors
+            else "holds no weights",
+            "LoRA matrices alone are registered, and the base stays a reference, or a whole model of method full.",
         )
 
 

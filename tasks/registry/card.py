@@ -89,18 +89,22 @@ def model_card(
         )
     training = recipe.training
     train = mixture.splits["train"]
+    whole = training.method == "full"
     front = {
-        "library_name": "peft",
+        "library_name": "transformers" if whole else "peft",
         "base_model": base.uri,
         "license": licence_of[BASE_MODEL] or "unknown",
-        "tags": ["lora", "nightowl"],
+        "tags": [*(() if whole else ("lora",)), "nightowl"],
     }
     against = "the champion" if verdict.champion else "the base model"
+    began = f"{pinned(base.uri, base.revision)} ({_licence(licence_of[BASE_MODEL])})"
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {recipe.registered_model}: adapter {adapter.short}",
-        f"A LoRA adapter for {pinned(base.uri, base.revision)} ({_licence(licence_of[BASE_MODEL])}). It holds no base "
-        "weights and works on that base only: the base's files are checked by sha256 as it is loaded.",
+        f"A whole model, all weights trained from {began}: it needs no base to run, and is under the base's licence."
+        if whole
+        else f"A LoRA adapter for {began}. It holds no base weights and works on that base only: the base's files are "
+        "checked by sha256 as it is loaded.",
         "## Scores",
         f"Against {against}, paired by item, at {100 * recipe.gate.confidence:g} % confidence. Differences are signed "
         "so that positive is better. Greedy decoding; the candidate's own interval is of 95 %.",
@@ -114,9 +118,10 @@ def model_card(
         "\n".join(f"- {name}: `{pinned(snapshot.uri, snapshot.revision)}`" for name, snapshot in named.items()),
         *([f"![What the mixture is made of]({MIXTURE_PICTURE})"] if with_picture else []),
         "## Method",
-        f"{training.method} with {training.backend}: rank {training.rank}, alpha {training.alpha}, learning rate "
-        f"{training.learning_rate:g} ({training.schedule}), {adapter.steps} steps of {training.batch_size} "
-        f"conversations, seed {training.seed}; loss {adapter.loss:.3f}"
+        f"{training.method} with {training.backend}: "
+        + ("" if whole else f"rank {training.rank}, alpha {training.alpha}, ")
+        + f"learning rate {training.learning_rate:g} ({training.schedule}), {adapter.steps} steps of "
+        f"{training.batch_size} conversations, seed {training.seed}; loss {adapter.loss:.3f}"
         + (f", on the validation split {adapter.validation_loss:.3f}" if adapter.validation_loss is not None else "")
         + f" nats per supervised token; {adapter.seconds:.0f} s on {adapter.device}.",
         "## Limits",

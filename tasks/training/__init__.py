@@ -1,6 +1,6 @@
 """Training: backends behind one small interface, tokenised splits and a spec in, adapter and metrics out."""
 
-from tasks.training.adapter_folder import require_base, weights_digest
+from tasks.training.adapter_folder import CONFIG, is_whole, rank_of, require_base, weights_digest
 from tasks.training.memory import Memory, estimate, fitting, longest, shape_of
 from tasks.training.method import require_possible
 from tasks.training.mirrors import figures, mirrored, require_installed
@@ -17,6 +17,7 @@ BACKENDS = {
 
 __all__ = [
     "BACKENDS",
+    "CONFIG",
     "LOG",
     "PROGRESS",
     "Adapter",
@@ -27,9 +28,11 @@ __all__ = [
     "estimate",
     "figures",
     "fitting",
+    "is_whole",
     "longest",
     "meeting",
     "mirrored",
+    "rank_of",
     "require_base",
     "require_installed",
     "require_possible",

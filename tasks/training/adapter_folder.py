@@ -1,14 +1,16 @@
 """The folder that leaves training: an adapter that can be loaded without knowing where it was made.
 
-Beside PEFT's two files it holds the tokenizer, the chat template it was trained with and a generation
-config that stops on the token that was trained to end a turn, so that no copy of them has to be guessed
-later. The base is named by URI and revision, never by a path of the machine, and by the digest of its
-weights: an adapter fits the weights it was trained on and silently garbles any other.
+Beside PEFT's two files, or a whole model's where all weights were trained, it holds the tokenizer, the
+chat template it was trained with and a generation config that stops on the token that was trained to end
+a turn, so that no copy of them has to be guessed later. The base is named by URI and revision, never by a
+path of the machine, and by the digest of its weights: an adapter fits the weights it was trained on and
+silently garbles any other.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -30,7 +32,20 @@ _TOKENIZER = (
     "spiece.model",
     "chat_template.jinja",
 )
-_PEFT = {"adapter_model.safetensors", "adapter_config.json"}
+CONFIG = "adapter_config.json"
+_PEFT = re.compile(r"adapter_model\.safetensors|adapter_config\.json")
+_WHOLE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether this is a whole model, of method full, and not an adapter that is laid on its base."""
+    return not (folder / CONFIG).exists()
+
+
+def rank_of(folder: Path) -> int:
+    """The largest rank in an adapter. A PiSSA adapter's is twice its recipe's."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    return max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
 
 
 def weights_digest(base: BaseSnapshot) -> str:
@@ -60,21 +75,23 @@ def require_base(adapter: Path, base: BaseSnapshot) -> None:
 
 
 def complete(folder: Path, spec: TrainingSpec, ends: list[int]) -> None:
-    """Turn what PEFT saved into a folder that stands alone.
+    """Turn what PEFT or transformers saved into a folder that stands alone.
 
-    `ends`: the token ids that end a turn. Raises WorldFailed when PEFT left something that is not
+    `ends`: the token ids that end a turn. Raises WorldFailed when they left something that is not
     safetensors or JSON.
     """
+    known = _WHOLE if spec.training.method == "full" else _PEFT
     for path in folder.iterdir():
         if path.name == "README.md":
             path.unlink()
-        elif path.name not in _PEFT:
+        elif not known.fullmatch(path.name):
             raise WorldFailed(str(path), "was saved with the adapter and is not known to be safe", "Report this.")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = f"{spec.base_uri}@{spec.base_revision}"
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in no order
-    write_whole(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True))
+    if not is_whole(folder):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = f"{spec.base_uri}@{spec.base_revision}"
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in no order
+        write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
     for name in _TOKENIZER:
         if (spec.base_folder / name).is_file():
             shutil.copyfile(spec.base_folder / name, folder / name)

@@ -74,6 +74,7 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     method.require_targets(model, recipe)
     model = backend.adapt(model, spec)
     method.begin(model, spec)
+    untrained = parity.matrices(model)
     if attempt.sharded:
         sharding.shard(model)
     if recipe.packing:
@@ -97,11 +98,14 @@ def train(attempt: Attempt, backend: Backend) -> TrainingResult | None:
     from tasks.training.trainer import validation_loss
 
     # Where the base is split, what follows is done by all together; the first process alone writes and answers.
+    method.settle(model, recipe)
     validated = validation_loss(trainer, data.validation, micro) if data.validation else None
     measured = _measured(attempt, trainer, data, micro, steps, resumed, validated) if attempt.first else None
     asked = parity.prompts(data.training)
     answers, matrices = parity.logits(model, asked), parity.matrices(model)
     require_trained(model)
+    if matrices == untrained:
+        raise WorldFailed("training", "did nothing: all weights are what they were", "Raise training.learning_rate.")
     folder = work / ADAPTER
     if attempt.first:
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,7 +153,7 @@ def _measured(
             "micro_batch_size": micro,
             "learning_rate": recipe.learning_rate * spec.rate_scale,
             "useful_tokens": [round(share, 4) for share in useful],
-            "dtype": str(trainer.model.dtype).removeprefix("torch."),
+            "dtype": str(method.precision(trainer.model, recipe)).removeprefix("torch."),
         },
     )
 
@@ -265,9 +269,11 @@ def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:
 
 
 def _reloaded(backend: Backend, spec: TrainingSpec, asked: list[list[int]]) -> Any:
-    """Base and adapter as anyone will load them, from disk."""
+    """Base and adapter, or the whole model, as anyone will load them, from disk."""
     from peft import PeftModel
 
+    if spec.training.method == "full":
+        return backend.load(spec.model_copy(update={"base_folder": spec.work / ADAPTER}), max(map(len, asked)))
     return PeftModel.from_pretrained(_loaded(backend, spec, max(map(len, asked))), spec.work / ADAPTER)
 
 

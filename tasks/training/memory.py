@@ -107,11 +107,13 @@ def estimate(shape: Shape, training: Training, *, length: int, micro: int, gpu: 
     its part on a GPU, besides the layers that run, and the embeddings and the head, which stay whole from the forward
     pass to the end of the backward pass; a CPU's process has had it whole at first, so there nothing is less.
     """
-    trained = sum(training.rank * (inputs + outputs) for inputs, outputs in shape.adapted)
+    whole = training.method == "full"
+    rank = 0 if whole else training.rank
+    trained = shape.parameters if whole else sum(rank * (inputs + outputs) for inputs, outputs in shape.adapted)
     tokens = micro * length
     attention = 4 * (shape.queries + shape.keys) + 4 * (shape.queries + shape.keys) * shape.normed
     kept = shape.layers * (8 * shape.hidden + attention + 6 * shape.intermediate)
-    kept += sum(2 * (inputs + training.rank) for inputs, _ in shape.adapted)
+    kept += sum(2 * (inputs + rank) for inputs, _ in shape.adapted)
     if gpu:
         kept = kept // shape.layers + 2 * shape.hidden * shape.layers
     quantised = shape.quantised if training.method == "qlora" else 0
@@ -123,16 +125,22 @@ def estimate(shape: Shape, training: Training, *, length: int, micro: int, gpu: 
         weights /= training.processes * training.nodes
     if quantised and not gpu:
         weights += 2 * quantised  # the file that they were read from stays mapped
+    activations = tokens * kept * (1 if gpu else _HOLES)
+    logits = tokens * shape.vocabulary * _LOGITS[training.backend]
+    gradients = 4.0 * trained
+    if whole and micro * training.processes * training.nodes == training.batch_size:
+        # With one pass a step, the gradients grow while the backward pass gives back what the forward pass has kept.
+        gradients = max(0.0, gradients - activations - logits)
     return Memory(
         process=int(_CONTEXT if gpu else _PROCESS),
         weights=int(weights),
         gathered=int(gathered),
         constants=int(_CONSTANTS * quantised),
-        adapter=4 * trained,
-        gradients=4 * trained,
+        adapter=4 * trained,  # with method full, the 32-bit weights, beside the 16-bit ones that a pass computes with
+        gradients=int(gradients),
         optimizer=int(_MOMENTS[training.optimizer] * trained),
-        activations=int(tokens * kept * (1 if gpu else _HOLES)),
-        logits=int(tokens * shape.vocabulary * _LOGITS[training.backend]),
+        activations=int(activations),
+        logits=int(logits),
     )
 
 

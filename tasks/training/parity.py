@@ -45,7 +45,8 @@ def logits(model: Any, asked: list[list[int]]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One trained matrix of an adapter: its shape, sha256 of its values as float32, and the scale of its update."""
+    """One trained matrix: its shape, sha256 of its values as float32, and the scale of its update (1 where it is no
+    update but the weights)."""
 
     shape: tuple[int, ...]
     digest: str
@@ -54,23 +55,23 @@ class Matrix:
 
 def matrices(model: Any) -> dict[str, Matrix]:
     """The trained matrices of a model, by the names of its parameters."""
-    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     scales = _scales(model)
-    return {name: Matrix(tuple(p.shape), _digest(p), scales[_module(name)]) for name, p in found.items()}
+    return {name: _matrix(name, p, scales) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def require_same(trained: Mapping[str, Matrix], loaded: Any) -> None:
-    """Raise WorldFailed unless a loaded adapter has each trained matrix, bit for bit, and no other.
+    """Raise WorldFailed unless a loaded model has each trained matrix, bit for bit, and no other.
 
     Of a PiSSA adapter, which is saved with what it began with beside it, the trained part of each is compared.
     """
-    names = {name for name, _ in loaded.named_parameters() if "lora_" in name}
-    wrong = sorted(names ^ set(trained))
+    found = dict(loaded.named_parameters())
+    adapters = {name for name in found if "lora_" in name}
+    wrong = sorted((adapters or set(found)) ^ set(trained))
     if not wrong:
-        found, scales = dict(loaded.named_parameters()), _scales(loaded)
+        scales = _scales(loaded)
         for name, matrix in trained.items():
             part = found[name][tuple(slice(size) for size in matrix.shape)]
-            if (tuple(part.shape), _digest(part), scales[_module(name)]) != (matrix.shape, matrix.digest, matrix.scale):
+            if _matrix(name, part, scales) != matrix:
                 wrong.append(name)
     if wrong:
         found_out = f"{len(wrong)} of {len(trained)} matrices differ, {wrong[0]} first"
@@ -82,8 +83,9 @@ def _scales(model: Any) -> dict[str, float]:
     return {name: m.scaling["default"] for name, m in model.named_modules() if hasattr(m, "lora_A")}
 
 
-def _module(parameter: str) -> str:
-    return parameter.partition(".lora_")[0]
+def _matrix(name: str, parameter: Any, scales: Mapping[str, float]) -> Matrix:
+    module, of_lora, _ = name.partition(".lora_")
+    return Matrix(tuple(parameter.shape), _digest(parameter), scales[module] if of_lora else 1.0)
 
 
 def _digest(parameter: Any) -> str:

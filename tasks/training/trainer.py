@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer  # noqa: TID253
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # noqa: TID253
 
 from tasks.errors import WorldFailed
-from tasks.training import rows, sharding
+from tasks.training import method, rows, sharding
 from tasks.training.child import Attempt
 from tasks.training.spec import CHECKPOINTS
 from tasks.training.watch import Watch
@@ -98,8 +98,8 @@ def make(
             train_sampling_strategy="sequential",
             gradient_checkpointing=recomputes(model),
             use_cpu=model.device.type == "cpu",
-            bf16=model.dtype == torch.bfloat16,
-            fp16=model.dtype == torch.float16,
+            bf16=method.precision(model, recipe) == torch.bfloat16,
+            fp16=method.precision(model, recipe) == torch.float16,
             seed=recipe.seed,
             data_seed=recipe.seed,
             logging_steps=1,

@@ -1,4 +1,4 @@
-"""The reference backend: QLoRA and LoRA with transformers, PEFT and bitsandbytes, on any number of devices.
+"""The reference backend, with transformers, PEFT and bitsandbytes: QLoRA, LoRA or all weights, on any devices.
 
 It runs without Unsloth in the process. Several processes are started by ranks.py and train as one.
 """
@@ -24,7 +24,7 @@ def _load(spec: TrainingSpec, longest: int) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = torch.float16 if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    dtype = method.half()
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -56,6 +56,8 @@ def _place(spec: TrainingSpec) -> int | str:
 
 
 def _adapt(model: Any, spec: TrainingSpec) -> Any:
+    if spec.training.method == "full":
+        return model.requires_grad_(True)
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **method.lora_options(spec.training)))

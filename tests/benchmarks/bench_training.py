@@ -34,6 +34,8 @@ CASES = (
     ("unsloth", "lora", 4, 128),
     ("transformers", "qlora", 4, 128),
     ("transformers", "qlora", 4, 512),
+    ("transformers", "full", 4, 128),
+    ("transformers", "full", 2, 512),
 )
 
 

@@ -155,6 +155,7 @@ def test_when_and_where_a_night_runs_is_checked(change: str, field: str) -> None
         ("{field: training.batch_size, low: 4, high: 12}", (), r"micro_batch_size 4 does not divide batch_size 5"),
         ("{field: training.rank, low: 8, high: 12}", (), r"training\.rank: 16 is outside .*the recipe as it stands"),
         ("{field: mixture.reasoning_share, low: 0.1, high: 0.9}", (), r"mixture\.reasoning_share: None is outside"),
+        ("{field: training.rank, choices: [8, 16]}", ("training.method=full",), r"vary\.training\.rank: .* may vary"),
         ("{field: training.rank}", (), r"needs either low and high, or choices"),
         ("{field: training.rank, low: 32, high: 8}", (), r"needs a low below its high"),
         ("{field: training.dropout, low: 0, high: 0.5, log: true}", (), r"log, which needs a low above 0"),

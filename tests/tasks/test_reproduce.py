@@ -13,7 +13,7 @@ from tasks.fetch import fetch, fetch_base
 from tasks.mix import mix
 from tasks.recipe import Recipe, parse
 from tasks.registry import Record, make_record
-from tasks.reproduce import WEIGHTS, Reproduction, distance, reproduce
+from tasks.reproduce import Reproduction, distance, reproduce
 from tasks.store import Store
 from tasks.train import train
 from tasks.training import Adapter
@@ -68,7 +68,7 @@ def record_of(recipe: Recipe, store: Store, trained: bool = False) -> Record:
 
         def build(work: Path) -> dict[str, Any]:
             (work / "adapter").mkdir()
-            (work / WEIGHTS).write_bytes(b"")
+            (work / "adapter" / "adapter_model.safetensors").write_bytes(b"")
             figures = {"steps": 3, "loss": 1.0, "validation_loss": None, "tokens": 1, "supervised_tokens": 1}
             figures |= {"seconds": 1.0, "peak_memory": 1, "device": "CPU", "resumed": 0, "environment": {}}
             return {"base": base.address, "mixture": mixture.address, "base_weights": "w", **figures}
@@ -150,13 +150,21 @@ def test_one_thread_trains_the_same_weights_bit_for_bit(recipe: Recipe, monkeypa
     assert made.same
 
 
-def test_the_distance_of_two_adapters_is_relative_to_the_first(tmp_path: Path) -> None:
+def test_the_distance_is_relative_to_what_training_did(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    save_file({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}, tmp_path / "one")
-    save_file({"a": torch.tensor([3.0, 0.5]), "b": torch.tensor([4.0])}, tmp_path / "two")
-    save_file({"a": torch.tensor([3.0, 0.5])}, tmp_path / "three")
-    assert distance(tmp_path / "one", tmp_path / "one") == 0
-    assert distance(tmp_path / "one", tmp_path / "two") == pytest.approx(0.1)
-    assert distance(tmp_path / "one", tmp_path / "three") == float("inf")
+    def put(name: str, **weights: list[float]) -> Path:
+        (tmp_path / name).mkdir()
+        tensors = {key: torch.tensor(value) for key, value in weights.items()}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        return tmp_path / name
+
+    one, two, three = put("one", a=[3.0, 0.0], b=[4.0]), put("two", a=[3.0, 0.5], b=[4.0]), put("three", a=[3.0, 0.5])
+    assert distance(one, one) == 0
+    assert distance(one, two) == pytest.approx(0.1)
+    assert distance(one, three) == float("inf")
+    # A whole model has hardly moved from its base, and so a small difference is a large one.
+    base = put("base", a=[3.0, -0.3], b=[4.4])
+    assert distance(one, two, base) == pytest.approx(1.0)
+    assert distance(base, base, base) == 0

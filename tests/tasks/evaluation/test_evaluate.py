@@ -12,12 +12,13 @@ import pytest
 from judge_stand_in import Judged
 from vllm_stand_in import install
 
+from tasks.conversations import Renderer
 from tasks.errors import BadInput, WorldFailed
 from tasks.evaluate import evaluate
 from tasks.evaluation import Scores, SuiteRun
 from tasks.gate import gate
 from tasks.mixture import Split, TokenisedMixture
-from tasks.recipe import Recipe, parse
+from tasks.recipe import Recipe, Training, parse
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
 from tasks.training import Adapter
@@ -79,6 +80,16 @@ def made_adapter(store: Store, base: BaseSnapshot, make: Callable[..., None], se
         return fields | none | {"seconds": 0, "device": "cpu", "environment": {}}
 
     return store.make(Adapter, {"seed": seed, "base": base.address}, build)[0]
+
+
+def made_whole(store: Store, base: BaseSnapshot, make: Callable[..., None], seed: int, template: str) -> Adapter:
+    """A model all of whose weights are others than its base's, as method full leaves one."""
+
+    def make_whole(of: Path, work: Path, seed: int) -> None:
+        make(work, seed)
+        Renderer.open(of, template).save(work)
+
+    return made_adapter(store, base, make_whole, seed)
 
 
 class Heard(list[tuple[str, int, int]]):
@@ -163,6 +174,29 @@ def test_a_night_of_evaluation(
     assert verdict.decision in ("keep", "cannot tell")
 
 
+def test_a_whole_model_is_judged_beside_an_adapter_as_it_would_be_alone(
+    tmp_path: Path,
+    rows: Callable[[int], pl.DataFrame],
+    make_base: Callable[..., None],
+    make_adapter: Callable[..., None],
+    template: str,
+) -> None:
+    store, recipe = Store(tmp_path / "store"), recipe_of(template, suites=[SUITES[0], SUITES[3]])
+    recipe = recipe.model_copy(update={"training": Training(backend="transformers", method="full")})
+    base, same = made_base(store, make_base, 0), made_base(store, make_base, 7)
+    mixture = made_mixture(store, rows(8))
+    adapter, whole = made_adapter(store, base, make_adapter, 1), made_whole(store, base, make_base, 7, template)
+    found = evaluate(recipe, mixture, base, [whole, adapter], store)
+    alone = evaluate(recipe, mixture, base, [adapter], store) | evaluate(recipe, mixture, same, [], store)
+
+    def said(scores: Scores) -> pl.DataFrame:
+        return pl.read_parquet(store.folder(scores) / "items.parquet").select("item_id", "output", "score")
+
+    assert said(found[whole.address]).equals(said(alone[None]))
+    assert said(found[adapter.address]).equals(said(alone[adapter.address]))
+    assert not said(found[whole.address]).equals(said(found[None]))
+
+
 def test_an_adapter_of_another_base_is_evaluated_on_its_own(
     tmp_path: Path,
     rows: Callable[[int], pl.DataFrame],
@@ -221,7 +255,9 @@ def test_judged_and_sampled_through_a_stand_in_for_vllm(
     with pytest.raises(BadInput, match=r"evaluation\.judge\.key_variable.*JUDGE_KEY"):
         evaluate(recipe, mixture, base, [adapter], store)
     monkeypatch.setenv("JUDGE_KEY", "secret-of-the-judge")
-    found = evaluate(recipe, mixture, base, [adapter], store)
+    whole = made_whole(store, base, make_base, 7, template)  # which takes a server of its own
+    found = evaluate(recipe, mixture, base, [adapter, whole], store)
+    assert set(found) == {None, adapter.address, whole.address}
     assert set(judge.keys) == {"Bearer secret-of-the-judge"}
     for scores in found.values():
         items = pl.read_parquet(store.folder(scores) / "items.parquet").filter(pl.col("suite") == "judge")
@@ -234,6 +270,6 @@ def test_judged_and_sampled_through_a_stand_in_for_vllm(
     verdict = gate(recipe, found[None], found[None], found[adapter.address], store)
     assert {c.suite: c.items for c in verdict.comparisons} == {"tool_call": 6, "judge": 4}
     asked_before = len(judge.keys)
-    assert evaluate(recipe, mixture, base, [adapter], store) == found
+    assert evaluate(recipe, mixture, base, [adapter, whole], store) == found
     assert len(judge.keys) == asked_before
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"secret-of-the" in file.read_bytes()]

@@ -75,7 +75,8 @@ def embedded(database: Path, nightowl_home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base/`: a random Llama of two layers with a byte-level tokenizer; `adapter-N/`: four LoRA adapters on it."""
+    """`base/`: a random Llama of two layers with a byte-level tokenizer; `adapter-N/`: four LoRA adapters on it;
+    `whole/`: one as method full leaves it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig, LlamaForCausalLM
@@ -91,6 +92,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         peft.save_pretrained(target)
         tokenizer.save_pretrained(target)
         GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id).save_pretrained(target)
+    write_llama(folder / "whole", tokenizer, seed=9, hidden_size=32, intermediate_size=64, dtype=torch.bfloat16)
+    GenerationConfig(do_sample=False, eos_token_id=tokenizer.eos_token_id).save_pretrained(folder / "whole")
     return folder
 
 
@@ -131,9 +134,15 @@ def register_world(world: World) -> Version:
 
 
 def make_world(
-    tiny: Path, seed: int = 0, champion: str | None = None, decision: str = "promote", gain: float = 0.6
+    tiny: Path,
+    seed: int = 0,
+    champion: str | None = None,
+    decision: str = "promote",
+    gain: float = 0.6,
+    whole: bool = False,
 ) -> World:
-    recipe, settings = load("demo", [f"training.seed={seed}"])
+    in_full = ["training.method=full", "training.backend=transformers"] * whole
+    recipe, settings = load("demo", [f"training.seed={seed}", *in_full])
     store = Store.open()
 
     def copy(source: Path, inside: str = "") -> Callable[[Path], dict[str, object]]:
@@ -232,7 +241,7 @@ def make_world(
     )
 
     def build_adapter(work: Path) -> dict[str, object]:
-        copy(tiny / f"adapter-{seed}", "adapter")(work)
+        copy(tiny / ("whole" if whole else f"adapter-{seed}"), "adapter")(work)
         lines = [
             json.dumps(
                 {

@@ -99,6 +99,27 @@ def test_it_answers_the_same_in_a_fresh_process_on_another_home(
     assert "Wrong base model" in told["wrong"]
 
 
+def test_a_whole_model_needs_no_base(
+    make: Callable[..., Any], enter: Callable[[Any], Version], embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = enter(make(whole=True))
+    registry.client()
+    import mlflow
+    from transformers import pipeline
+
+    monkeypatch.setenv("NIGHTOWL_STORE", str(embedded / "nothing-there"))
+    monkeypatch.delenv("NIGHTOWL_HOME")
+    registered = mlflow.pyfunc.load_model(version.uri)
+    (answer,) = registered.predict(QUESTIONS[:1])
+    (folder,) = (embedded / "mlflow" / "artifacts").rglob("adapter")
+    alone = pipeline("text-generation", str(folder), dtype=registered.unwrap_python_model().model.dtype)
+    prompt = "<|im_start|>user\nWhat is 7 + 8?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    (written,) = alone(prompt, max_new_tokens=24, return_full_text=False, skip_special_tokens=False)
+    assert written["generated_text"].removesuffix("<|im_end|>") == answer["raw"] != ""
+    assert "A whole model, all weights trained from" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "rank" not in registry.client().get_logged_model(version.model_id).params
+
+
 def judged(world: Any) -> list[str]:
     """The answers to QUESTIONS as a candidate's judge writes them, one at a time.
 
@@ -174,6 +195,9 @@ def test_only_an_adapters_own_matrices_are_registered(tiny: Path, tmp_path: Path
     check_weights(tiny / "adapter-0" / "adapter_model.safetensors")
     with pytest.raises(BadInput, match="holds weights that are not an adapter's"):
         check_weights(tiny / "base" / "model.safetensors")
+    check_weights(tiny / "whole" / "model.safetensors", whole=True)
+    with pytest.raises(BadInput, match="holds weights of another kind"):
+        check_weights(tiny / "adapter-0" / "adapter_model.safetensors", whole=True)
     for name, content in {"empty": b"", "pickle": b"\x80\x04K\x01.", "huge": b"\xff" * 64}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match="is not a safetensors file"):

@@ -65,7 +65,7 @@ def test_vllm_is_given_the_adapter_and_its_command(world: Any, enter: Enter, tmp
     assert folder == str(out)
     assert arguments[:2] == ["serve", str(world.store.folder(world.base))]
     options = dict(itertools.pairwise(arguments))
-    assert options["--max-lora-rank"] == "16"
+    assert options["--max-lora-rank"] == "8", "the least that holds the adapter's own rank of 4"
     assert options["--lora-modules"] == "nightowl-demo=adapter"
     assert json.loads(options["--override-generation-config"]) == {"temperature": 0.0}
     assert options["--tool-call-parser"] == "hermes"
@@ -123,6 +123,29 @@ def test_a_merged_model_answers_as_base_and_adapter_do(
     with pytest.raises(WorldFailed, match="no longer what the adapter was trained on"):
         export(version, "merged", tmp_path / "other", world.store)
     assert [path.name for path in tmp_path.iterdir() if "other" in path.name] == []
+
+
+def test_a_whole_model_is_exported_as_it_is(
+    make: Callable[..., Any], enter: Enter, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make(whole=True)
+    version = enter(world)
+    (world.store.folder(world.base) / "model.safetensors").unlink()  # nobody asks for it
+    made = export(version, "merged", tmp_path / "merged", world.store)
+    assert made.parity is None
+    assert (tmp_path / "merged/model.safetensors").read_bytes() == (tiny / "whole/model.safetensors").read_bytes()
+    assert {"config.json", "tokenizer.json", "generation_config.json", "CARD.md"} <= set(made.files)
+    script(tmp_path / "llama.cpp" / "convert_hf_to_gguf.py", CONVERTER)
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "llama.cpp"))
+    assert "nightowl-demo-1.gguf" in export(version, "gguf", tmp_path / "gguf", world.store).files
+    assert "the trained model itself" in (tmp_path / "gguf" / "README.md").read_text()
+
+    export(version, "vllm", tmp_path / "vllm", world.store)
+    script(tmp_path / "bin" / "vllm", '#!/bin/sh\nfor argument; do echo "$argument"; done\n')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    served = subprocess.run(["sh", tmp_path / "vllm/serve.sh"], capture_output=True, text=True, check=True).stdout
+    assert served.splitlines()[:4] == ["serve", "adapter", "--served-model-name", "nightowl-demo"]
+    assert "lora" not in served
 
 
 def test_the_sample_base_merges_within_the_tolerance(demo_base: Path, tmp_path: Path) -> None:

@@ -60,20 +60,23 @@ def test_parameters_are_the_published_ones_from_the_config_alone(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("backend", "micro", "length", "measured"),
-    # Peaks of training SmolLM2-135M with QLoRA on two cores, in GB, as bench_training.py measures them anew.
+    ("backend", "method", "batch", "micro", "length", "measured"),
+    # Peaks of training SmolLM2-135M on two cores, in GB, as bench_training.py measures them anew.
     [
-        ("unsloth", 2, 64, 1.82),
-        ("unsloth", 4, 128, 2.53),
-        ("unsloth", 4, 512, 5.08),
-        ("transformers", 4, 512, 6.21),
+        ("unsloth", "qlora", 2, 2, 64, 1.82),
+        ("unsloth", "qlora", 4, 4, 128, 2.53),
+        ("unsloth", "qlora", 4, 4, 512, 5.08),
+        ("transformers", "qlora", 4, 4, 512, 6.21),
+        ("transformers", "full", 4, 4, 128, 4.08),
+        ("transformers", "full", 2, 2, 512, 4.89),
+        ("transformers", "full", 4, 2, 512, 5.51),
     ],
 )
 def test_the_estimate_is_within_15_percent_of_what_was_measured(
-    tmp_path: Path, backend: str, micro: int, length: int, measured: float
+    tmp_path: Path, backend: str, method: str, batch: int, micro: int, length: int, measured: float
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(_SMOLLM2))
-    training = Training(backend=backend, batch_size=4)
+    training = Training(backend=backend, method=method, batch_size=batch)
     found = memory.estimate(memory.shape_of(tmp_path, training), training, length=length, micro=micro, gpu=False)
     assert found.total / 1e9 == pytest.approx(measured, rel=0.15)
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, WorldFailed
 from tasks.mixture import TokenisedMixture
-from tasks.recipe import Recipe
+from tasks.recipe import Recipe, Training
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
 from tasks.train import train, training_spec
+from tasks.training import require_possible
 
 LORA = {"method": "lora"}
 TRAINED = {
@@ -34,7 +35,6 @@ TRAINED = {
     "dropout": {"dropout": 0.1},
 }
 REFUSED = {
-    "full": ({"method": "full"}, r"training\.method: 'full' makes a new base model and no adapter"),
     "pissa in 4 bits": ({"pissa": True}, r"training\.pissa: True .* 4-bit weights hide"),
     "pissa with rslora": (LORA | {"pissa": True, "rslora": True}, "plain LoRA with rslora"),
     "pissa with dora": (LORA | {"pissa": True, "dora": True}, "plain LoRA with dora"),
@@ -88,6 +88,70 @@ def test_what_does_not_go_together_is_refused_before_anything_starts(
     with pytest.raises(BadInput, match=reason):
         train(recipe(backend=backend, **options), mixture, base, store)
     assert not list((store.root / "work").glob("adapter-*/training.log"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"backend": "unsloth"}, r"training\.method: 'full' is not done with Unsloth here\. Set training.backend"),
+        ({"sharding": "base", "processes": 2}, r"training\.sharding: 'base' splits a frozen base"),
+        ({"dora": True}, r"training\.dora: True is of LoRA, and method full trains the weights themselves"),
+        ({"dropout": 0.1}, r"training\.dropout: 0\.1 is of LoRA"),
+        ({"loraplus_ratio": 16.0}, r"training\.loraplus_ratio: 16\.0 is of LoRA"),
+        ({"target_modules": ["q_proj"]}, r"training\.target_modules: \('q_proj',\) is of LoRA"),
+    ],
+)
+def test_what_full_cannot_do_is_refused(options: dict[str, object], reason: str) -> None:
+    with pytest.raises(BadInput, match=reason):
+        require_possible(Training.model_validate({"backend": "transformers", "method": "full", **options}))
+
+
+@pytest.mark.parametrize("options", [{}, {"neftune_alpha": 5.0}, {"optimizer": "adamw_8bit"}, {"packing": True}])
+def test_full_trains_all_weights_and_leaves_a_model_that_needs_no_base(
+    options: dict[str, Any], train_here: Callable[..., Any], base: BaseSnapshot, store: Store
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    found = train_here(max_steps=2, warmup_steps=0, method="full", **options)
+    assert found.result.environment["dtype"] == "bfloat16"
+    before = AutoModelForCausalLM.from_pretrained(store.folder(base), dtype="bfloat16")
+    after = AutoModelForCausalLM.from_pretrained(found.adapter)
+    assert str(after.dtype) == "torch.bfloat16"
+    assert after.config.use_cache
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    assert {name for name in new if "lora" in name} == set()
+    assert {name for name in old if (old[name] == new[name]).all()} == set()
+    assert str(store.folder(base)) not in "".join(path.read_text() for path in found.adapter.glob("*.json"))
+
+
+def test_full_goes_on_where_it_was_killed_as_if_it_had_not_been(
+    train_here: Callable[..., Any], one_thread: None, tmp_path: Path
+) -> None:
+    """The weights are kept in 32 bits between the attempts."""
+    whole = train_here(method="full")
+    work = tmp_path / "killed"
+
+    def stop_after_the_first_checkpoint(attempt: Any) -> None:
+        report = attempt.report
+
+        def told(progress: Any) -> None:
+            report(progress)
+            if progress.step == 3:
+                raise RuntimeError("killed")
+
+        attempt.report = told
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train_here(method="full", work=work, arrange=stop_after_the_first_checkpoint)
+    again = train_here(method="full", work=work)
+    assert again.result.resumed == 2
+    assert again.losses == whole.losses
+    assert (again.adapter / "model.safetensors").read_bytes() == (whole.adapter / "model.safetensors").read_bytes()
+
+
+def test_full_that_trains_nothing_says_so(train_here: Callable[..., Any]) -> None:
+    with pytest.raises(WorldFailed, match=r"did nothing: all weights are what they were. Raise training.learning_rate"):
+        train_here(method="full", max_steps=2, warmup_steps=0, learning_rate=1e-50)  # zero in 32 bits
 
 
 @pytest.mark.parametrize("optimizer", ["paged_adamw", "paged_adamw_8bit"])
