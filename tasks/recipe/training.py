@@ -56,7 +56,8 @@ class Training(Part):
     """Conversations per optimiser step."""
     micro_batch_size: int | None = Field(None, ge=1, le=4096)
     """Conversations per forward pass; must divide batch_size (by all processes); null: as many of batch_size as memory
-    should take. Halved until the longest batch fits, while batch_size stays what it is."""
+    should take and as leave at most 8 % padding. Halved until the longest batch fits, while batch_size stays what it
+    is."""
     packing: bool = False
     """Lay a forward pass's rows end to end instead of padding them, each seeing itself alone, which is checked on the
     base before training; takes the transformers backend. Else rows are batched by length."""

@@ -130,13 +130,6 @@ def _measured(
     spec, recipe = attempt.spec, attempt.spec.training
     losses = [progress.loss for progress in attempt.reported(until=steps)]
     last = losses[-max(1, len(losses) // 10) :]
-    useful = rows.useful(
-        data.training.lengths,
-        data.order,
-        batch_size=recipe.batch_size,
-        micro_batch_size=micro,
-        packed=recipe.packing,
-    )
     return TrainingResult(
         steps=steps,
         loss=sum(last) / len(last),
@@ -152,7 +145,7 @@ def _measured(
             "processes": attempt.processes,
             "micro_batch_size": micro,
             "learning_rate": recipe.learning_rate * spec.rate_scale,
-            "useful_tokens": [round(share, 4) for share in useful],
+            "useful_tokens": [round(share, 4) for share in _useful(attempt, data, micro)],
             "dtype": str(method.precision(trainer.model, recipe)).removeprefix("torch."),
         },
     )
@@ -211,7 +204,7 @@ def _trial(
     recipe = attempt.spec.training
     note = attempt.spec.work / MICRO_BATCH
     share = recipe.batch_size // attempt.processes
-    micro = int(note.read_text()) if note.is_file() else _first_try(attempt.spec, share, data)
+    micro = int(note.read_text()) if note.is_file() else _first_try(attempt, share, data)
     while True:
         set_seed(recipe.seed)
         trainer = trainers.make(attempt, backend.trainer(), model, tokenizer, data.training, data.order, micro, before)
@@ -245,8 +238,32 @@ def _note(attempt: Attempt, micro: int) -> None:
     write_whole(attempt.spec.work / MICRO_BATCH, str(micro))
 
 
-def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:
-    """Rows of a forward pass to begin with: the recipe's, or all of a step that the device should take.
+def _first_try(attempt: Attempt, share: int, data: _Data) -> int:
+    """Rows of a forward pass to begin with: the recipe's, or as many of a step as memory should take with little enough
+    padding. In a small or uneven split not even sorted rows fill a whole batch (rows.USEFUL); fewer at a time do."""
+    recipe = attempt.spec.training
+    if recipe.micro_batch_size:
+        return recipe.micro_batch_size
+    micro = _with_room(attempt.spec, share, data)
+    while micro > 1 and min(_useful(attempt, data, micro)) < rows.USEFUL:
+        micro = _fewer(attempt, micro)
+    return micro
+
+
+def _useful(attempt: Attempt, data: _Data, micro: int) -> list[float]:
+    """Share of each epoch's tokens that are no padding, with so many rows a pass."""
+    recipe = attempt.spec.training
+    return rows.useful(
+        data.training.lengths,
+        data.order,
+        batch_size=recipe.batch_size,
+        micro_batch_size=micro,
+        packed=recipe.packing,
+    )
+
+
+def _with_room(spec: TrainingSpec, share: int, data: _Data) -> int:
+    """Rows of a forward pass that the device should have memory for.
 
     A GPU says when its memory runs out, so all are tried there; a CPU's process is killed without a word, and with a
     split base each try is an attempt, so there the estimate counts. Where the base's config does not tell its shape,
@@ -255,9 +272,8 @@ def _first_try(spec: TrainingSpec, share: int, data: _Data) -> int:
     import torch
 
     gpu = torch.cuda.is_available()
-    tries_all = spec.training.sharding == "none" if gpu else spec.memory is None
-    if spec.training.micro_batch_size or tries_all:
-        return spec.training.micro_batch_size or share
+    if spec.training.sharding == "none" if gpu else spec.memory is None:
+        return share
     try:
         shape = memory.shape_of(spec.base_folder, spec.training)
     except (OSError, ValueError, AttributeError):

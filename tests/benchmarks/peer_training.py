@@ -4,9 +4,10 @@
 
 LIBRARY: one of those in main; FOLDER holds base/, rows.jsonl (messages), ids.parquet (input_ids and labels, in the
 order of training), spec.json (of Nightowl) and plan.json (`gpu`: on one; `micro`: rows of a forward pass, of unsloth
-and trl). `seconds`: of the trainer's loop; `cpu`: CPU seconds of the process meanwhile; `padded`: tokens that went
-through it, padding among them; `peak`: up to the last step, the largest resident
-size, or what was reserved on the GPU, in bytes.
+and trl). `seconds`: of the trainer's loop; `cpu`: CPU seconds of the process meanwhile; `steady_seconds`, `steady_cpu`:
+the same without the first step, which pays for what is compiled and allocated once; `padded`: tokens that went through
+it, padding among them; `peak`: up to the last step, the largest resident size, or what was reserved on the GPU, in
+bytes.
 """
 
 from __future__ import annotations
@@ -27,20 +28,32 @@ def measured(train: Callable[[], Any]) -> dict[str, float]:
     import torch
     import transformers
 
-    found = {"seconds": 0.0, "cpu": 0.0, "padded": 0}
+    found: dict[str, float] = {"padded": 0}
     counts: list[bool] = []  # while the trainer's loop runs: Nightowl's trial batch and its checks are no training
     loop = transformers.Trainer._inner_training_loop
+    first: list[tuple[float, float]] = []  # when the first step ended
+    step_end = transformers.trainer_callback.CallbackHandler.on_step_end
+
+    def now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+    def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not first:
+            first.append(now())
+        return step_end(self, *args, **kwargs)
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun, cpu = time.perf_counter(), time.process_time()
+        begun = now()
         counts.append(True)
         ended = loop(self, *args, **kwargs)
         counts.clear()
-        found["seconds"] += time.perf_counter() - begun
-        found["cpu"] += time.process_time() - cpu
+        done = now()
+        found["seconds"], found["cpu"] = (at - was for at, was in zip(done, begun, strict=True))
+        found["steady_seconds"], found["steady_cpu"] = (at - was for at, was in zip(done, first[0], strict=True))
         found["peak"] = peak()
         return ended
 
+    transformers.trainer_callback.CallbackHandler.on_step_end = stepped
     transformers.Trainer._inner_training_loop = timed
     embed = torch.nn.Embedding.forward
 

@@ -99,6 +99,11 @@ def make_mixture(
     return store.make(TokenisedMixture, {"rows": [r[0] for r in train]}, build)[0]
 
 
+@pytest.fixture(name="conversation")
+def conversation_of() -> Callable[[str, str], tuple[list[int], list[bool]]]:
+    return conversation
+
+
 @pytest.fixture
 def mixture(store: Store) -> TokenisedMixture:
     """Twenty-two questions of different lengths, each with one right answer; two held out."""

@@ -271,3 +271,13 @@ def test_the_address_depends_on_what_changes_the_adapter(
 
     assert address() == address(save_steps=1) == address(trackers=["wandb"])
     assert len({address(), address(seed=1), address(rank=8), address(method="lora"), address(epochs=2)}) == 5
+
+
+def test_few_and_uneven_rows_are_trained_with_little_padding_too(
+    train_here: Callable[..., Any], conversation: Callable[[str, str], Any]
+) -> None:
+    """Two long rows among short ones: no order fills a batch of eight, so fewer go through at a time."""
+    uneven = [conversation("q" * (4 + n), "A" * 3) for n in range(6)] + [conversation("q" * 80, "A" * 30)] * 2
+    found = train_here(rows=uneven, batch_size=8, max_steps=1, warmup_steps=0)
+    assert found.result.environment["micro_batch_size"] in (2, 1)
+    assert min(found.result.environment["useful_tokens"]) >= 0.92
