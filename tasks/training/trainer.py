@@ -37,6 +37,12 @@ class AdapterTrainer(SFTTrainer):
     watch: Watch
     packed: bool
     sharded: bool
+    trying = False  # a batch before training, when nothing has wrapped the model yet
+
+    def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        # Accelerate puts autocast around a model as training begins. A trial batch takes the memory that a step will
+        # take only in the same precision.
+        return self.accelerator.autocast() if self.trying else super().autocast_smart_context_manager(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: what an adapter is gets recorded where it is registered."""
@@ -165,6 +171,7 @@ def longest_batch_fits(
     if learned != training.supervised[batches[largest]].sum():
         raise WorldFailed("training", "the collator changed which tokens are supervised", "Report this.")
     state = torch.random.get_rng_state()
+    trainer.trying = True
     try:
         loss = trainer.training_step(trainer.model, inputs, torch.tensor(learned, device=trainer.args.device))
         if not math.isfinite(float(loss)):
@@ -178,6 +185,7 @@ def longest_batch_fits(
             raise
         return False
     finally:
+        trainer.trying = False
         trainer.model.zero_grad(set_to_none=True)
         torch.random.set_rng_state(state)
         trainer._metrics["train"].clear()

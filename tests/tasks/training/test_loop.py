@@ -281,3 +281,24 @@ def test_few_and_uneven_rows_are_trained_with_little_padding_too(
     found = train_here(rows=uneven, batch_size=8, max_steps=1, warmup_steps=0)
     assert found.result.environment["micro_batch_size"] in (2, 1)
     assert min(found.result.environment["useful_tokens"]) >= 0.92
+
+
+def test_the_trial_batch_is_computed_in_the_precision_of_a_step(
+    train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 32-bit weights and no autocast it would take twice the memory, and halve the rows of a pass for nothing."""
+    import torch
+
+    forward = torch.nn.Linear.forward
+    made: list[str] = []
+
+    def noted(self: Any, given: Any) -> Any:
+        found = forward(self, given)
+        if torch.is_grad_enabled():
+            made.append(str(found.dtype))
+        return found
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    train_here(method="full", max_steps=1, warmup_steps=0)
+    assert len(made) > 20
+    assert set(made) == {"torch.bfloat16"}
