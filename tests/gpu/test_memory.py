@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ LENGTH = 2048
 STEPS = 3
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora"])
-@pytest.mark.parametrize("backend", ["unsloth", "transformers"])
+@pytest.mark.parametrize(
+    ("backend", "method"), [*product(("unsloth", "transformers"), ("qlora", "lora")), ("transformers", "full")]
+)
 @pytest.mark.parametrize("size", ["0.6B", "4B", "8B"])
 def test_the_estimate_is_within_15_percent_of_the_peak(
     size: str,
