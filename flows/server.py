@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.errors import BadInput, WorldFailed
 
-# On SQLite, a server whose writers wait for one another answers nobody for 60 seconds, and goes on then.
+# A server on SQLite has its writers wait for one another for up to 60 seconds; one that is not ours may answer nobody
+# meanwhile (flows/sqlite.py).
 BUSY_SECONDS = 150
 
 

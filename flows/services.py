@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.component import Component, answers, component, free_port, wait_healthy
+from flows.component import Component, answers, component, environment, free_port, wait_healthy
 from flows.passwords import access, encryption_key, note_access
 from flows.profile import profile
 from flows.server import BUSY_SECONDS, Server
@@ -61,7 +62,7 @@ def prefect_server(
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # to its log, where a person looks when it fails
         "PREFECT_SERVER_ENCRYPTION_KEY": encryption_key(),
         "PREFECT_API_URL": f"{url}/api",
-        **(state or {}),
+        **(state or _sqlite()),
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     if not for_people:
@@ -69,6 +70,16 @@ def prefect_server(
         extra |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in FOR_DEPLOYMENTS}
     with component("prefect", command, extra) as part:
         yield f"{url}/api", part, lambda: wait_healthy(part, lambda: answers(f"{url}/api/health"))
+
+
+def _sqlite() -> dict[str, str]:
+    """The database of a Prefect server of this home: the file that Prefect itself would take, with the connections of
+    flows/sqlite.py. Nothing where the user has named another."""
+    named = {f"PREFECT_{of}_DATABASE_{what}" for of in ("API", "SERVER") for what in ("CONNECTION_URL", "DRIVER")}
+    if not named.isdisjoint(os.environ):
+        return {}
+    folder = Path(environment()["PREFECT_HOME"]).expanduser()
+    return {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db?plugin=nightowl"}
 
 
 @contextmanager
