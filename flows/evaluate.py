@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.prepare_data import Data
 from flows.screen import log, progress
-from tasks.evaluate import evaluate
+from tasks.evaluate import evaluate, is_evaluated
 from tasks.evaluation import Scores, Verdict
 from tasks.gate import gate
 from tasks.recipe import Recipe
@@ -59,9 +59,20 @@ def evaluate_candidates(
     Returns the scores by role (`base`, `champion` where there is one, and the candidates' names) and the verdicts of
     the candidates that are not champion themselves.
     """
-    reigning = {"champion": champion_adapter(champion, Store.open())} if champion else {}
-    models = {"base": None, **reigning, **candidates}
+    models = _models(candidates, champion, Store.open())
     scores = score_models(recipe, data, models, night)
     for role, score in scores.items():
         log.info("  %-12s %s", role, ", ".join(f"{name} {suite.mean:.3f}" for name, suite in score.suites.items()))
     return scores, judge(recipe, scores, list(candidates))
+
+
+def scored(recipe: Recipe, data: Data, candidates: dict[str, Adapter], champion: Champion | None, store: Store) -> bool:
+    """Whether every model has met every item already. Raises as the evaluation itself does."""
+    adapters = [adapter for adapter in _models(candidates, champion, store).values() if adapter]
+    return is_evaluated(recipe, data.mixture, data.base, adapters, store)
+
+
+def _models(candidates: dict[str, Adapter], champion: Champion | None, store: Store) -> dict[str, Adapter | None]:
+    """The adapter in each role, None for the base itself."""
+    reigning = {"champion": champion_adapter(champion, store)} if champion else {}
+    return {"base": None, **reigning, **candidates}

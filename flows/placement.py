@@ -1,5 +1,8 @@
 """Where a night's stages run: in the night's own process, or on the data and gpu work pools.
 
+A stage whose outputs are all in the store already is looked up in the night's process wherever its work would be done:
+a run on a pool takes seconds to begin, and a night in which nothing moved is nothing but such stages.
+
 On a pool, a stage is a flow run of its own, asked for under an idempotency key: asking twice is asking once. A
 stage whose process is gone is asked for again under the next key, and its work goes on from what the store and its
 checkpoints hold. Manifests travel as JSON and are validated into their models at both ends.
@@ -37,14 +40,17 @@ SILENCE_SECONDS = 600
 _RAISED = re.compile(r"exception: *(?:\w+\.)*(?P<kind>\w+)(?:: )?(?P<message>.*)", re.DOTALL)
 
 
-def placed(recipe: Recipe, flow: Flow[P, R], candidate: str = "") -> Callable[P, R]:
+def placed(
+    recipe: Recipe, flow: Flow[P, R], candidate: str = "", there: Callable[[], bool] = lambda: False
+) -> Callable[P, R]:
     """A stage's flow as a function that runs it where the recipe's placement says.
 
-    `candidate`: whose stage it is, where a night has that stage once a candidate.
+    `candidate`: whose stage it is, where a night has that stage once a candidate; `there`: whether the store has all
+    that the stage would make. What cannot be told is not there.
     It raises what the stage raises; BadInput where the stage is not deployed, WorldFailed where it is cancelled or
     its process dies more than CRASHES times.
     """
-    if recipe.placement == "here":
+    if recipe.placement == "here" or _known(there):
         return flow
     deployment = f"{flow.name}/{POOLS.get(flow.name, 'data')}"
     stage = f"{flow.name}-{candidate}" if candidate else flow.name
@@ -63,6 +69,13 @@ def placed(recipe: Recipe, flow: Flow[P, R], candidate: str = "") -> Callable[P,
         return made
 
     return on_its_pool
+
+
+def _known(there: Callable[[], bool]) -> bool:
+    try:
+        return there()
+    except (NightowlError, OSError):
+        return False  # the stage itself says what is wrong
 
 
 def _size(recipe: Recipe, stage: str) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from tasks.recipe import Recipe
 from tasks.registry import Night
 from tasks.search import Proposal
 from tasks.store import Store
-from tasks.train import log_file, train
+from tasks.train import adapter_inputs, log_file, train
 from tasks.training import Adapter, Progress
 
 LOG_BYTES = 65_536
@@ -129,12 +129,17 @@ def _trained(
     recipe: Recipe, proposals: Sequence[Proposal], data: Data, night: str
 ) -> Iterator[tuple[Proposal, Adapter | NightowlError]]:
     """Each candidate with its adapter or with what its training raised, in their order. Raises Preempted."""
+    store = Store.open()
 
     def trained(proposal: Proposal) -> Adapter | NightowlError:
         if proposal.values:
             log.info("  %s: %s", proposal.name, ", ".join(f"{name} {v}" for name, v in proposal.values.items()))
         try:
-            return placed(recipe, train_adapter, proposal.name)(proposal, data.of(proposal.name), night)
+            own = data.of(proposal.name)
+            inputs = adapter_inputs(proposal.recipe, own.mixture, own.base)
+            address = Store.address(Adapter, inputs)
+            flow = placed(recipe, train_adapter, proposal.name, lambda: store.find(Adapter, address) is not None)
+            return flow(proposal, own, night)
         except Preempted:
             raise
         except NightowlError as error:

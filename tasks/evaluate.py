@@ -86,17 +86,8 @@ def evaluate(
     items = _items(recipe, mixture, store)
     _checked(recipe, items, store, home() / "expectations")
     by_address = {adapter.address: adapter for adapter in adapters}
-    # Of this recipe's base for all models, whatever an adapter of another base would be asked with.
-    samplings = {suite.name: sampling_of(suite, store.folder(base)) for suite in recipe.evaluation.suites}
-    runs: list[Run] = [
-        (
-            address,
-            suite.name,
-            run_inputs(recipe, suite, items[suite.name], base, by_address.get(address or ""), samplings[suite.name]),
-        )
-        for address in (None, *by_address)
-        for suite in recipe.evaluation.suites
-    ]
+    samplings = _samplings(recipe, base, store)
+    runs = _runs(recipe, items, samplings, base, by_address)
     bases = {base.address: base} | _other_bases(base, adapters, store)
     for address, model_base in bases.items():
         # In the order of their addresses, so that two nights that want the same runs never wait for each other.
@@ -106,6 +97,39 @@ def evaluate(
         )
         _make(recipe, items, samplings, model_base, by_address, group, store, on_progress, {})
     return {address: _together(recipe, address, runs, store) for address in (None, *by_address)}
+
+
+def is_evaluated(
+    recipe: Recipe, mixture: TokenisedMixture, base: BaseSnapshot, adapters: Sequence[Adapter], store: Store
+) -> bool:
+    """Whether the store has all that `evaluate` would make."""
+    by_address = {adapter.address: adapter for adapter in adapters}
+    runs = _runs(recipe, _items(recipe, mixture, store), _samplings(recipe, base, store), base, by_address)
+    return all(store.find(SuiteRun, Store.address(SuiteRun, inputs)) for _, _, inputs in runs)
+
+
+def _samplings(recipe: Recipe, base: BaseSnapshot, store: Store) -> dict[str, Sampling | None]:
+    """By suite; of this recipe's base for all models, whatever an adapter of another base would be asked with."""
+    return {suite.name: sampling_of(suite, store.folder(base)) for suite in recipe.evaluation.suites}
+
+
+def _runs(
+    recipe: Recipe,
+    items: Mapping[str, SuiteItems],
+    samplings: Mapping[str, Sampling | None],
+    base: BaseSnapshot,
+    adapters: Mapping[str, Adapter],
+) -> list[Run]:
+    """What each model, the base first, makes of each suite."""
+    return [
+        (
+            address,
+            suite.name,
+            run_inputs(recipe, suite, items[suite.name], base, adapters.get(address or ""), samplings[suite.name]),
+        )
+        for address in (None, *adapters)
+        for suite in recipe.evaluation.suites
+    ]
 
 
 def check_sets(recipe: Recipe, mixture: TokenisedMixture, store: Store, history: Path | None = None) -> EvaluationSets:

@@ -21,7 +21,7 @@ from tasks.fetch import base_inputs, source_inputs
 from tasks.gate import year
 from tasks.mix import mixture_inputs
 from tasks.mixture import TokenisedMixture
-from tasks.recipe import Recipe
+from tasks.recipe import Recipe, Source
 from tasks.sources import BaseSnapshot, Snapshot
 from tasks.store import Store, home
 from tasks.train import adapter_inputs, calibration
@@ -74,11 +74,7 @@ def plan(recipe: Recipe, store: Store, device_memory: str | None = None, calibra
         snapshot = store.find(Snapshot, Store.address(Snapshot, pinned))
         rows = f", {snapshot.rows} rows" if snapshot else ""
         stages.append(_stage(f"fetch {source.name}", snapshot, f"{source.uri} at {pinned['revision'][:12]}{rows}"))
-        found = None
-        if snapshot and base:
-            inputs = conversations_inputs(source, snapshot, recipe.base, base, recipe.quality)
-            found = store.find(Conversations, Store.address(Conversations, inputs))
-        gated.append(found)
+        gated.append(_gated(recipe, source, snapshot, base, store))
     for source, passed in zip(recipe.sources, gated, strict=True):
         detail = f"{passed.rows_out} of {passed.rows_in} rows pass" if passed else "the data gate"
         stages.append(_stage(f"validate {source.name}", passed, detail))
@@ -95,6 +91,32 @@ def plan(recipe: Recipe, store: Store, device_memory: str | None = None, calibra
     if mixture and base and not adapter and device_memory is None:
         needs.append(_time(recipe, base, mixture, store, calibrate))
     return Plan(stages=tuple(stages), needs=tuple(needs))
+
+
+def prepared(recipe: Recipe, store: Store) -> TokenisedMixture | None:
+    """The mixture of what the sources are now, where the store has it and all that it is made of.
+
+    Asks each source what it points at, and raises as `fetch` does for one that cannot be resolved.
+    """
+    base = store.find(BaseSnapshot, Store.address(BaseSnapshot, base_inputs(recipe.base)))
+    gated: list[Conversations] = []
+    for source in recipe.sources:
+        snapshot = store.find(Snapshot, Store.address(Snapshot, source_inputs(source, store)))
+        found = _gated(recipe, source, snapshot, base, store)
+        if found is None or not found.passed:
+            return None
+        gated.append(found)
+    return store.find(TokenisedMixture, Store.address(TokenisedMixture, mixture_inputs(recipe, gated)))
+
+
+def _gated(
+    recipe: Recipe, source: Source, snapshot: Snapshot | None, base: BaseSnapshot | None, store: Store
+) -> Conversations | None:
+    """What the data gate has made of a source, where the store has it."""
+    if snapshot is None or base is None:
+        return None
+    inputs = conversations_inputs(source, snapshot, recipe.base, base, recipe.quality)
+    return store.find(Conversations, Store.address(Conversations, inputs))
 
 
 def _stage(name: str, found: object | None, detail: str) -> Stage:
