@@ -1,8 +1,11 @@
-"""How long `nightowl up` takes to be ready, how much memory it takes when idle, and how it takes a queue.
+"""How long `nightowl up` takes to be ready, how much memory it takes when idle, how soon its nights come, and how it
+takes a queue.
 
 Memory is proportional set size: pages that processes share are counted once. Times are told as multiples of the time
 that importing Prefect takes here as well, since a machine's own speed says little. The queue: QUEUED runs of a small
-flow on the gpu pool, all at once; each has to complete, and no two may overlap.
+flow on the gpu pool, all at once; each has to complete, and no two may overlap. The night of a tiny recipe runs twice,
+in one process and on the pools: how long it waits between two stages, and how long the second, which has nothing to do.
+Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -14,15 +17,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
+
+from stack import recipe_on, tiny_model
 
 from flows.component import free_port
 from flows.server import Server
 
 BOUND = 1.5e9  # bytes
+READY, FIRST_LINE, BETWEEN, SKIPPED = 60, 15, 10, 10  # seconds
 QUEUED = int(os.environ.get("BENCH_QUEUED", "30"))
 
 
@@ -44,13 +56,22 @@ def main() -> None:
             for process in family:
                 words = [Path(word).name for word in process.cmdline() if not word.startswith("-")][1:5]
                 print(f"{used[process.pid] / 1e6:7.0f} MB  {' '.join(words)}")
-            first, queue = line_of_a_night(Server(urls["prefect"])), queued(Server(urls["prefect"]))
+            server = Server(urls["prefect"])
+            first = line_of_a_night(server)
+            two = {placement: two_nights(server, placement, Path(home), environment) for placement in ("here", "pools")}
+            queue = queued(server)
             up.send_signal(signal.SIGINT)
     total = sum(used.values())
     print(f"idle memory {total / 1e6:.0f} MB, {total / BOUND:.0%} of the bound of {BOUND / 1e9:.1f} GB")
-    print(f"first line of a night {first:.0f} s after it was asked for, {first / unit:.1f} times")
+    print(f"first line of a night {first:.0f} s after it was asked for (bound {FIRST_LINE}), {first / unit:.1f} times")
+    for placement, (waits, skipped, parts) in two.items():
+        most = max(waits.values())
+        print(f"{placement}: between two stages at most {most:.1f} s (bound {BETWEEN}), {most / unit:.1f} times")
+        print("  " + ", ".join(f"{stages} {seconds:.1f}" for stages, seconds in waits.items()))
+        print(f"  a skipped night {skipped:.1f} s (bound {SKIPPED}), {skipped / unit:.1f} times")
+        print("  " + ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items()))
     print(f"{QUEUED} queued runs on the gpu pool: {queue}")
-    print(f"ready after {took:.0f} s, {took / unit:.1f} times an import of Prefect ({unit:.1f} s)")
+    print(f"ready after {took:.0f} s (bound {READY}), {took / unit:.1f} times an import of Prefect ({unit:.1f} s)")
 
 
 def line_of_a_night(server: Server) -> float:
@@ -64,6 +85,54 @@ def line_of_a_night(server: Server) -> float:
     took = time.monotonic() - started
     server.send("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     return took
+
+
+def two_nights(
+    server: Server, placement: str, home: Path, environment: Mapping[str, str]
+) -> tuple[dict[str, float], float, dict[str, float]]:
+    """Seconds between a first night's stages, seconds of the night after, and what those went into.
+
+    By the server's clock: from asking to the end, and between the end of a stage's flow and the start of the next.
+    """
+    recipe = {**recipe_on(tiny_model(home / "base")), "name": f"tiny-{placement}", "placement": placement}
+    file = home / f"{recipe['name']}.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "flows.cli", "deploy", str(file), "--json"]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    first, _ = night(server, recipe["name"])
+    query = {"flow_runs": {"parent_flow_run_id": {"any_": [first["id"]]}}, "sort": "START_TIME_ASC"}
+    stages = server.send("POST", "/flow_runs/filter", query)
+    names = [stage["name"].partition(":")[0] for stage in stages]
+    assert len(names) == 4, names
+    waits = {
+        f"{ended} to {started}": moment(after["start_time"]) - moment(before["end_time"])
+        for (ended, started), (before, after) in zip(pairwise(names), pairwise(stages), strict=True)
+    }
+    second, asked = night(server, recipe["name"])
+    states = server.get(f"/flow_run_states/?flow_run_id={second['id']}")
+    marks = {state["type"]: moment(state["timestamp"]) for state in states}
+    parts = {
+        "the worker's look": marks["PENDING"] - asked,
+        "its process": marks["RUNNING"] - marks["PENDING"],
+        "the night": marks["COMPLETED"] - marks["RUNNING"],
+    }
+    return waits, marks["COMPLETED"] - asked, parts
+
+
+def night(server: Server, recipe: str) -> tuple[dict[str, Any], float]:
+    """A night when it has ended, and when it was asked for."""
+    nightly = server.get(f"/deployments/name/nightly/{recipe}")["id"]
+    asked = datetime.now(UTC).timestamp()
+    run = server.send("POST", f"/deployments/{nightly}/create_flow_run", {})
+    while run["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        time.sleep(0.5)
+        run = server.get(f"/flow_runs/{run['id']}")
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    return run, asked
+
+
+def moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def queued(server: Server) -> str:
