@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +80,54 @@ def test_a_night_on_the_pools_survives_the_death_of_its_training(
     assert "its process is gone" in up.log(night["id"])
 
 
-def test_a_night_survives_the_death_of_the_server_and_of_its_worker(
-    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
-) -> None:
-    """`nightowl up` starts both again, and the night, whose own process is alive, goes on."""
-    up.deploy(long(tiny_recipe, name="orphaned", training={"seed": 2}), tmp_path / "orphaned.yaml")
+@dataclass
+class Orphaned:
+    """A night in one process, whose server and worker were killed while it trained."""
+
+    recipe: Path
+    ended: dict[str, Any]
+    trainer: psutil.Process
+    workplace: Path
+    """Its working directory, gone since."""
+    homes: list[Path]
+    """What lay there of a home while it trained."""
+
+
+@pytest.fixture(scope="module")
+def orphaned(
+    up: Stack, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, wait_for: Callable[..., Any]
+) -> Orphaned:
+    file = tmp_path_factory.mktemp("orphaned") / "orphaned.yaml"
+    up.deploy(long(tiny_recipe, name="orphaned", training={"seed": 2}), file)
     known = checkpoints(up.home)
     night = up.start("nightly/orphaned")
     (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, known), 500, lambda: up.log(night["id"]))
+    workplace = Path(trainer.parent().cwd())
+    homes = list(workplace.rglob(".nightowl"))
     killed = [up.part("prefect", "server", "start"), up.part("--pool data")]
     for part in killed:
         part.kill()
     wait_for(lambda: not any(part.is_running() for part in killed), 60)
     wait_for(lambda: answers(f"{up.api}/health"), 200)
-    ended = up.ended(night["id"], 600)
-    assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
-    assert not trainer.is_running()
+    return Orphaned(file, up.ended(night["id"], 600), trainer, workplace, homes)
+
+
+def test_a_night_survives_the_death_of_the_server_and_of_its_worker(orphaned: Orphaned) -> None:
+    """`nightowl up` starts both again, and the night, whose own process is alive, goes on."""
+    assert orphaned.ended["state"]["type"] == "COMPLETED", orphaned.ended["state"]["message"]
+    assert not orphaned.trainer.is_running()
+
+
+def test_a_night_lies_in_the_folder_that_the_stack_was_started_in(up: Stack, orphaned: Orphaned) -> None:
+    """Nobody has said where the home is, and a worker gives every run a temporary working directory."""
+    assert up.home == up.folder / ".nightowl"
+    assert not orphaned.workplace.is_relative_to(up.folder)
+    assert orphaned.homes == []
+    assert not (Path(up.environment["HOME"]) / ".nightowl").exists()
+    told = json.loads(up.nightowl("report", str(orphaned.recipe), "--json").stdout)
+    (night,) = told["nights"]
+    assert night["outcome"] in ("promoted", "kept", "cannot tell")
+    assert Path(told["report"]).is_relative_to(up.home / "store")
 
 
 def test_a_night_that_a_person_cancels_stops_its_training(

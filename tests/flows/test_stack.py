@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,40 +56,6 @@ def test_idle_it_takes_little_memory(up: Stack) -> None:
     family = [psutil.Process(up.process.pid), *psutil.Process(up.process.pid).children(recursive=True)]
     ours = [process for process in family if "prefect.engine" not in " ".join(process.cmdline())]
     assert sum(process.memory_full_info().pss for process in ours) < IDLE_BYTES
-
-
-def test_its_nights_lie_in_the_folder_that_it_was_started_in(
-    up: Stack, tiny_recipe: dict[str, Any], tmp_path: Path, wait_for: Callable[..., Any]
-) -> None:
-    """Nobody has said where its home is, and a worker gives every run a temporary working directory."""
-    file = tmp_path / "at-home.yaml"
-    up.deploy({**tiny_recipe, "name": "at-home"}, file)
-    night = up.start("nightly/at-home")
-    places = set[Path]()
-    homes = set[Path]()
-
-    def over() -> bool:
-        for process in psutil.Process(up.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                places.add(Path(process.cwd()))
-        homes.update(home for place in places if (home := place / ".nightowl").exists())
-        return up.run(night["id"])["state"]["type"] not in ("SCHEDULED", "PENDING", "RUNNING")
-
-    wait_for(over, 300, lambda: up.log(night["id"]))
-    assert up.run(night["id"])["state"]["type"] == "COMPLETED", up.log(night["id"])
-    assert len(places) > 1, "no run was seen at work"
-    assert homes == {up.home}
-    assert not (Path(up.environment["HOME"]) / ".nightowl").exists()
-
-    # What it did is there for a command in the same folder, and for the next night.
-    again = up.start("nightly/at-home")
-    assert up.ended(again["id"], 120)["state"]["type"] == "COMPLETED", up.log(again["id"])
-    told = json.loads(up.nightowl("report", str(file), "--json").stdout)
-    skipped, first = told["nights"]
-    assert first["outcome"] in ("promoted", "kept", "cannot tell")
-    assert Path(told["report"]).is_relative_to(up.home / "store")
-    assert skipped["outcome"] == "skipped"
-    assert skipped["reason"].startswith("nothing moved: ")
 
 
 def test_applying_twice_changes_nothing(up: Stack) -> None:
