@@ -24,6 +24,8 @@ from tasks.recipe import Recipe, Setting, settings_of
 from tasks.register import registered
 from tasks.registry import Night, NightOutcome, champion, nights
 from tasks.store import Manifest, Store
+from tasks.train import adapter_inputs
+from tasks.training import Adapter
 
 OUTCOMES: Mapping[str, NightOutcome] = {"promote": "promoted", "keep": "kept", "cannot tell": "cannot tell"}
 
@@ -49,20 +51,21 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
     with Night.start(recipe, settings or settings_of(recipe), flow_run.get_flow_run_ui_url()) as night:
         store = Store.open()
         show_night(recipe, night)
-        proposals = propose(recipe, night.id, nights(recipe.name), store)
+        proposals = propose(recipe, night.id, nights(recipe.name) if recipe.search else (), store)
         data = placed(recipe, prepare_data, there=lambda: _prepared(recipe, store))(
             recipe, night.id, {one.name: one.recipe for one in proposals}
         )
         seconds.update(data.seconds)
         made += [data.base, *data.snapshots.values()]
 
+        reigning = champion(recipe)
+        would_be = Store.address(Adapter, adapter_inputs(recipe, data.mixture, data.base))
+        if reigning and recipe.search is None and reigning.adapter == would_be:
+            return end("skipped", f"nothing moved: the candidate is the champion, version {reigning.version}.")
+
         with timed("train", seconds):
             adapters, failed = train_each(recipe, proposals, data, night.id)
             made += adapters.values()
-
-        reigning = champion(recipe)
-        if reigning and recipe.search is None and reigning.adapter == adapters["candidate-1"].address:
-            return end("skipped", f"nothing moved: the candidate is the champion, version {reigning.version}.")
 
         with timed("evaluate", seconds):
             judging = placed(recipe, evaluate_candidates, there=lambda: scored(recipe, data, adapters, reigning, store))

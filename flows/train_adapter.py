@@ -136,9 +136,12 @@ def _trained(
             log.info("  %s: %s", proposal.name, ", ".join(f"{name} {v}" for name, v in proposal.values.items()))
         try:
             own = data.of(proposal.name)
-            inputs = adapter_inputs(proposal.recipe, own.mixture, own.base)
-            address = Store.address(Adapter, inputs)
-            flow = placed(recipe, train_adapter, proposal.name, lambda: store.find(Adapter, address) is not None)
+
+            def there() -> bool:
+                inputs = adapter_inputs(proposal.recipe, own.mixture, own.base)
+                return store.find(Adapter, Store.address(Adapter, inputs)) is not None
+
+            flow = placed(recipe, train_adapter, proposal.name, there)
             return flow(proposal, own, night)
         except Preempted:
             raise

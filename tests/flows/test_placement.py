@@ -7,15 +7,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+from prefect import flow
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 from stack import Stack
 
+from flows import placement
 from flows.component import answers
 from flows.placement import _RAISED, _foreseen
 from tasks.errors import BadInput, NightowlError, Refused, WorldFailed
+from tasks.recipe import load
 from tasks.training.checkpoints import SEAL
 
 CHECKPOINT = 20
@@ -142,6 +148,36 @@ def test_a_night_that_a_person_cancels_stops_its_training(
     wait_for(lambda: not trainer.is_running(), 60)
     assert time.monotonic() - started < 30
     assert up.ended(night["id"], 60)["state"]["type"] == "CANCELLED"
+
+
+def test_what_the_store_has_is_looked_up_without_a_run_on_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated pools; a deployment that is not there is the answer of those that were asked."""
+
+    def nobody(*_: object, **__: object) -> None:
+        raise ObjectNotFound(LookupError("no such deployment"))
+
+    monkeypatch.setattr(placement, "run_deployment", nobody)
+    recipe = load("demo", ["placement=pools"])[0]
+    signs: list[int | None] = []
+
+    @flow(name="stage")
+    def stage(made: int) -> int:
+        raise AssertionError("it is looked up, or asked for on its pool")
+
+    def looked_up(made: int) -> int:
+        signs.append(get_current_settings().flows.heartbeat_frequency)
+        return made
+
+    def unknown() -> bool:
+        raise WorldFailed("hub", "does not answer", "Try later.")
+
+    monkeypatch.setattr(placement, "flow_run", SimpleNamespace(id="night"))
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 60}):
+        assert placement.placed(recipe, looked_up, there=lambda: True)(7) == 7  # type: ignore[arg-type]
+        assert signs == [None]
+        for there in (lambda: False, unknown):
+            with pytest.raises(BadInput, match="needs the deployment stage/data"):
+                placement.placed(recipe, stage, there=there)(7)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def train(
     """Train the night's candidates, each of which ends so; `candidate-3` could not even be mixed. With a barrier, none
     ends before all have begun."""
 
-    def placed(recipe: object, flow: object, name: str) -> Any:
+    def placed(recipe: object, flow: object, name: str, there: object) -> Any:
         def run(*_: object) -> Adapter:
             if together:
                 together.wait(30)

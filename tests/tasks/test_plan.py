@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import BadInput
-from tasks.plan import Need, plan
+from tasks.fetch import fetch, fetch_base
+from tasks.mix import mix
+from tasks.plan import Need, plan, prepared
 from tasks.recipe import parse
 from tasks.sources import BaseSnapshot
 from tasks.store import Store
+from tasks.validate import validate
 
 _QWEN3_8B = {
     "model_type": "qwen3",
@@ -29,8 +32,6 @@ _QWEN3_8B = {
 @pytest.fixture
 def memory(nightowl_home: Path, byte_model: Path, tmp_path: Path) -> object:
     """The plan's need of memory for a base of Qwen3-8B's shape, with these training fields."""
-    from tasks.fetch import fetch_base
-
     folder = tmp_path / "base"
     folder.mkdir()
     for file in byte_model.iterdir():
@@ -89,3 +90,30 @@ def test_what_is_free_here_is_what_counts_otherwise(memory, monkeypatch: pytest.
     assert "base.max_length up to" in here.detail
     shared = memory(None, micro_batch_size=1, backend="transformers", processes=2)
     assert "11.6 GiB are free for each process" in shared.detail
+
+
+def test_data_is_prepared_where_the_store_has_all_of_what_the_sources_are_now(
+    nightowl_home: Path, byte_model: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    said = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}, as twice {n} is."} for n in range(60)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in said))
+    recipe = parse(
+        {
+            "name": "test",
+            "base": {"uri": f"file://{byte_model}", "max_length": 2048},
+            "sources": [{"name": "s", "uri": f"file://{rows}", "kind": "chat", "share": 1.0}],
+            "evaluation": {"suites": [{"name": "chat_format", "kind": "chat", "role": "target"}]},
+        }
+    )
+    store = Store.open()
+    (source,) = recipe.sources
+    assert prepared(recipe, store) is None
+    base, snapshot = fetch_base(recipe.base, store), fetch(source, store)
+    assert prepared(recipe, store) is None
+    gated, _ = validate(recipe, source, snapshot, base, store)
+    assert prepared(recipe, store) is None
+    mixture = mix(recipe, [gated], store)
+    assert prepared(recipe, store) == mixture
+    rows.write_text(rows.read_text() + json.dumps({"prompt": "And 99?", "completion": "It is 198."}) + "\n")
+    assert prepared(recipe, store) is None

@@ -14,7 +14,7 @@ from vllm_stand_in import install
 
 from tasks.conversations import Renderer
 from tasks.errors import BadInput, WorldFailed
-from tasks.evaluate import evaluate
+from tasks.evaluate import evaluate, is_evaluated
 from tasks.evaluation import Scores, SuiteRun
 from tasks.gate import gate
 from tasks.mixture import Split, TokenisedMixture
@@ -127,7 +127,10 @@ def test_a_night_of_evaluation(
     assert len(kept) == 2
 
     heard = Heard()
+    assert not is_evaluated(recipe, mixture, base, [champion], store)
     first = evaluate(recipe, mixture, base, [champion], store, heard)
+    assert is_evaluated(recipe, mixture, base, [champion], store)
+    assert not is_evaluated(recipe, mixture, base, [champion, candidate], store)
     assert set(first) == {None, champion.address}
     assert heard.models == {"base", champion.short}
     assert heard[-1][1:] == (48, 48)
