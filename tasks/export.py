@@ -156,7 +156,7 @@ def merge(base: Path, adapter: Path, target: Path) -> float:
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     # Sums in 32 bits, so that what is compared is the weights; what is saved is rounded to the base's 16 bits.
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
@@ -164,6 +164,7 @@ def merge(base: Path, adapter: Path, target: Path) -> float:
     with_adapter.eval()
     expected = _logits(with_adapter, adapter)
     merged = with_adapter.merge_and_unload(safe_merge=True).to(_narrow(base))
+    merged.generation_config = GenerationConfig()  # the base's may not be writable; the adapter's own is copied below
     merged.save_pretrained(target, max_shard_size="5GB")
     _copy_all(adapter, target)
     del model, with_adapter, merged

@@ -57,6 +57,11 @@ def _place(spec: TrainingSpec) -> int | str:
 
 def _adapt(model: Any, spec: TrainingSpec) -> Any:
     if spec.training.method == "full":
+        from transformers import GenerationConfig
+
+        # Some bases bring one that can be read and not be written (temperature without do_sample), and a checkpoint
+        # would write it. The folder that leaves training gets the base's own values, as they are.
+        model.generation_config = GenerationConfig()
         return model.requires_grad_(True)
     from peft import LoraConfig, get_peft_model
 

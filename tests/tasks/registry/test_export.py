@@ -125,6 +125,13 @@ def test_a_merged_model_answers_as_base_and_adapter_do(
     assert [path.name for path in tmp_path.iterdir() if "other" in path.name] == []
 
 
+def test_a_base_whose_generation_config_could_not_be_saved_is_merged(tiny: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny / "base", base)
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))  # and no do_sample
+    assert merge(base, tiny / "adapter-0", tmp_path / "merged") < PARITY_TOLERANCE
+
+
 def test_a_whole_model_is_exported_as_it_is(
     make: Callable[..., Any], enter: Enter, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,17 @@ def test_full_trains_all_weights_and_leaves_a_model_that_needs_no_base(
     assert str(store.folder(base)) not in "".join(path.read_text() for path in found.adapter.glob("*.json"))
 
 
+def test_full_takes_a_base_whose_generation_config_could_not_be_saved(
+    train_here: Callable[..., Any], make_base: Callable[..., BaseSnapshot], tiny_base: Callable[[Path], None]
+) -> None:
+    def write(folder: Path) -> None:
+        tiny_base(folder)
+        (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))  # and no do_sample
+
+    found = train_here(method="full", max_steps=2, warmup_steps=0, save_steps=1, on=make_base(write, "sampling"))
+    assert json.loads((found.adapter / "generation_config.json").read_text())["temperature"] == 0.6
+
+
 def test_full_goes_on_where_it_was_killed_as_if_it_had_not_been(
     train_here: Callable[..., Any], one_thread: None, tmp_path: Path
 ) -> None:
