@@ -22,7 +22,7 @@ from tasks.gate import year
 from tasks.mix import mixture_inputs
 from tasks.mixture import TokenisedMixture
 from tasks.recipe import Recipe, Source
-from tasks.sources import BaseSnapshot, Snapshot
+from tasks.sources import STREAMS, BaseSnapshot, Snapshot, parse_uri
 from tasks.store import Store, home
 from tasks.train import adapter_inputs, calibration
 from tasks.training import Adapter, estimate, fitting, longest, shape_of, steps
@@ -96,8 +96,11 @@ def plan(recipe: Recipe, store: Store, device_memory: str | None = None, calibra
 def prepared(recipe: Recipe, store: Store) -> TokenisedMixture | None:
     """The mixture of what the sources are now, where the store has it and all that it is made of.
 
-    Asks each source what it points at, and raises as `fetch` does for one that cannot be resolved.
+    Asks each source what it points at, and raises as `fetch` does for one that cannot be resolved. None where one is a
+    stream: it would have to be read to tell, and then once more to be kept.
     """
+    if any(parse_uri(source.uri, field=f"sources.{source.name}.uri").scheme in STREAMS for source in recipe.sources):
+        return None
     base = store.find(BaseSnapshot, Store.address(BaseSnapshot, base_inputs(recipe.base)))
     gated: list[Conversations] = []
     for source in recipe.sources:

@@ -115,5 +115,7 @@ def test_data_is_prepared_where_the_store_has_all_of_what_the_sources_are_now(
     assert prepared(recipe, store) is None
     mixture = mix(recipe, [gated], store)
     assert prepared(recipe, store) == mixture
+    stream = source.model_copy(update={"uri": "postgresql://nobody@asks/for-it"})
+    assert prepared(recipe.model_copy(update={"sources": (source, stream)}), store) is None
     rows.write_text(rows.read_text() + json.dumps({"prompt": "And 99?", "completion": "It is 198."}) + "\n")
     assert prepared(recipe, store) is None
