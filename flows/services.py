@@ -102,7 +102,7 @@ def worker(pool: str, api: str, mlflow: str) -> Iterator[tuple[Component, Callab
         "PREFECT_UI_URL": api.removesuffix("/api"),
         "NIGHTOWL_MLFLOW_UI": mlflow,
         # Seconds between two looks for work: a night that a person starts should show a line soon.
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
         # The worker's log is the only terminal that its runs have.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         # Seconds between a run's signs of life, by which the server tells that its process is gone.

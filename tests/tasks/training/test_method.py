@@ -106,7 +106,7 @@ def test_what_full_cannot_do_is_refused(options: dict[str, object], reason: str)
         require_possible(Training.model_validate({"backend": "transformers", "method": "full", **options}))
 
 
-@pytest.mark.parametrize("options", [{}, {"neftune_alpha": 5.0}, {"optimizer": "adamw_8bit"}, {"packing": True}])
+@pytest.mark.parametrize("options", [{}, {"neftune_alpha": 5.0, "optimizer": "adamw_8bit", "packing": True}])
 def test_full_trains_all_weights_and_leaves_a_model_that_needs_no_base(
     options: dict[str, Any], train_here: Callable[..., Any], base: BaseSnapshot, store: Store
 ) -> None:
