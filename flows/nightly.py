@@ -52,9 +52,8 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
         store = Store.open()
         show_night(recipe, night)
         proposals = propose(recipe, night.id, nights(recipe.name) if recipe.search else (), store)
-        data = placed(recipe, prepare_data, there=lambda: _prepared(recipe, store))(
-            recipe, night.id, {one.name: one.recipe for one in proposals}
-        )
+        prepare = placed(recipe, prepare_data, there=lambda: recipe.search is None and bool(prepared(recipe, store)))
+        data = prepare(recipe, night.id, {one.name: one.recipe for one in proposals})
         seconds.update(data.seconds)
         made += [data.base, *data.snapshots.values()]
 
@@ -92,8 +91,3 @@ def nightly(recipe: Recipe, settings: Sequence[Setting] = ()) -> NightResult:
             version=best.version,
             report=best.report,
         )
-
-
-def _prepared(recipe: Recipe, store: Store) -> bool:
-    """Whether a night on the pools would find all its data in the store. In one process looking costs what it saves."""
-    return recipe.placement == "pools" and recipe.search is None and prepared(recipe, store) is not None

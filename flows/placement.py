@@ -47,14 +47,14 @@ def placed(
     """A stage's flow as a function that runs it where the recipe's placement says.
 
     `candidate`: whose stage it is, where a night has that stage once a candidate; `there`: whether the store has all
-    that the stage would make. What cannot be told is not there.
+    that the stage would make, asked before a run on a pool. What cannot be told is not there.
     It raises what the stage raises; BadInput where the stage is not deployed, WorldFailed where it is cancelled or
     its process dies more than CRASHES times.
     """
+    if recipe.placement == "here":
+        return flow  # where looking first would be the same work twice
     if _known(there):
         return _looked_up(flow)
-    if recipe.placement == "here":
-        return flow
     deployment = f"{flow.name}/{POOLS.get(flow.name, 'data')}"
     stage = f"{flow.name}-{candidate}" if candidate else flow.name
 

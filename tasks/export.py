@@ -289,10 +289,10 @@ _MERGED = """{said} Whatever loads a transformers checkpoint can serve it, and `
 _GGUF = """`llama-server -m {file} --jinja` serves it. It was converted from 16-bit weights. {said}
 """
 
-_PARITY = """They are the base's with the adapter merged into them; logits on fixed prompts differ from those of base
-and adapter apart by at most {parity:.1e} of the largest."""
+_PARITY = """The weights are the base's with the adapter merged into them; logits on fixed prompts differ from those of
+base and adapter apart by at most {parity:.1e} of the largest."""
 
-_WHOLE = "They are the trained model itself, file by file: all of its weights were trained."
+_WHOLE = "The weights are the trained model itself, file by file: all of them were trained."
 
 
 def _converter() -> list[str]:
