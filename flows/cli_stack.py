@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import StrEnum
 from functools import partial
 from importlib import import_module
@@ -118,6 +118,45 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+@app.command(name="hook")
+@answers
+def serve_hook(
+    host: Annotated[str, typer.Option(help="Address to listen on; anyone who reaches it needs the secret.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0: one that is free.")] = 4201,
+    as_json: JsonOption = False,
+) -> Any:
+    """Serve the webhook that starts nights, where `nightowl up` does not, until Ctrl-C (NIGHTOWL_TRIGGER_SECRET)."""
+    prepare()
+    from flows.hook import hook
+    from tasks.errors import BadInput, WorldFailed
+
+    secret = os.environ.get("NIGHTOWL_TRIGGER_SECRET")
+    if not secret:
+        raise BadInput("NIGHTOWL_TRIGGER_SECRET", secret, "is no secret", "Set it to what callers have to know.")
+    server = _server()
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ExitStack() as listening:
+        try:
+            url = listening.enter_context(hook(port, server, secret, host))
+        except OSError as error:
+            raise WorldFailed(f"{host}:{port}", f"can't be listened on ({error})", "Give another --port.") from error
+        print(json.dumps({"hook": url}) if as_json else f"Webhook  POST {url}", flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+    return None, lambda: print("stopped", file=sys.stderr)
+
+
+def _server() -> Server:
+    """The Prefect server of `nightowl up` on this home, or of PREFECT_API_URL."""
+    from flows.server import Server
+    from flows.services import is_up
+
+    running = is_up()
+    return Server(running["prefect"]) if running else Server.of_environment()
+
+
 @app.command()
 @answers
 def deploy(
@@ -132,12 +171,9 @@ def deploy(
     """Show what would change on the Prefect server (that of `nightowl up`, or PREFECT_API_URL), and apply it."""
     deployed = _recipes(recipes, settings)
     prepare()
-    from flows.server import Server, apply, changes
-    from flows.services import is_up
+    from flows.server import apply, changes
 
-    running = is_up()
-    server = Server(running["prefect"]) if running else Server.of_environment()
-    asked = _asked(server, deployed, pool_type)
+    asked = _asked(_server(), deployed, pool_type)
     found = [change for wanted in asked for change in changes(wanted())]
     if not as_json:
         _say_changes(found)

@@ -1,4 +1,5 @@
-"""A webhook that starts a night: `POST /nights/RECIPE` on 127.0.0.1, served by `nightowl up` where a secret is set.
+"""A webhook that starts a night: `POST /nights/RECIPE`, served by `nightowl up` where a secret is set, and by itself
+with `nightowl hook`. `GET /health` answers 200 while it listens.
 
 The secret is NIGHTOWL_TRIGGER_SECRET; it comes as `X-Webhook-Secret: ...` (as Hugging Face's webhooks send it) or as
 `Authorization: Bearer ...`. What the body says is not read: the night asks the sources itself where they point, and one
@@ -19,13 +20,21 @@ from flows.server import Server
 from tasks.errors import NightowlError
 
 BODY_BYTES = 1_000_000
+SILENCE_SECONDS = 30
+"""How long a caller may say nothing before it is left."""
 
 
 @contextmanager
-def hook(port: int, server: Server, secret: str) -> Iterator[str]:
+def hook(port: int, server: Server, secret: str, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve it until the block ends; yields its address."""
 
     class Hook(BaseHTTPRequestHandler):
+        timeout = SILENCE_SECONDS
+
+        def do_GET(self) -> None:
+            known = self.path == "/health"
+            self._answer(200 if known else 404, {"status": "listening"} if known else {"error": "POST /nights/RECIPE"})
+
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "0")
             if not length.isdecimal() or int(length) > BODY_BYTES:
@@ -56,7 +65,7 @@ def hook(port: int, server: Server, secret: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """The runs that it starts are in Prefect."""
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Hook) as listening:
+    with ThreadingHTTPServer((host, port), Hook) as listening:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}/nights/RECIPE"
+        yield f"http://{host}:{listening.server_port}/nights/RECIPE"
         listening.shutdown()

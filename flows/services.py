@@ -109,7 +109,8 @@ def worker(pool: str, api: str, mlflow: str) -> Iterator[tuple[Component, Callab
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         LEAVES: "1",
     }
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool, "--name", name]
+    start = ["worker", "start", "--type", "process", "--pool", pool, "--name", name]
+    command = [sys.executable, "-m", "flows.worker", *start]
     with component(pool, command, extra, lambda: _take_back(api, pool)) as part:
         yield part, lambda: wait_healthy(part, lambda: _is_online(api, pool, name))
 

@@ -54,7 +54,7 @@ def test_a_worker_of_each_pool_is_online_and_each_part_has_a_log(up: Stack) -> N
 
 def test_idle_it_takes_little_memory(up: Stack) -> None:
     family = [psutil.Process(up.process.pid), *psutil.Process(up.process.pid).children(recursive=True)]
-    ours = [process for process in family if "prefect.engine" not in " ".join(process.cmdline())]
+    ours = [process for process in family if "flows.run" not in " ".join(process.cmdline())]
     assert sum(process.memory_full_info().pss for process in ours) < IDLE_BYTES
 
 

@@ -7,6 +7,7 @@ import copy
 import json
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,13 @@ def names() -> set[tuple[str, str]]:
     return generated | {(thing["kind"], thing["metadata"]["name"]) for thing in OBJECTS}
 
 
+@cache
+def secrets() -> dict[str, str]:
+    """What infra/secrets.sh makes."""
+    made = subprocess.run(["sh", str(ROOT / "infra" / "secrets.sh")], capture_output=True, text=True, check=True).stdout
+    return dict(line.split("=", 1) for line in made.splitlines())
+
+
 def dangling(thing: dict[str, Any]) -> list[str]:
     """What a workload's pod names that is not there, and commands that its program refuses."""
     pod = thing["spec"]["template"]["spec"]
@@ -49,6 +57,9 @@ def dangling(thing: dict[str, Any]) -> list[str]:
         for source in container.get("envFrom", []):
             uses |= {("ConfigMap", source["configMapRef"]["name"])} if "configMapRef" in source else set()
             uses |= {("Secret", source["secretRef"]["name"])} if "secretRef" in source else set()
+        keys = [one["valueFrom"]["secretKeyRef"] for one in container.get("env", []) if "valueFrom" in one]
+        uses |= {("Secret", key["name"]) for key in keys}
+        found += [f"{key['key']} is no secret that is made" for key in keys if key["key"] not in secrets()]
         mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
         found += [f"{name} is no volume" for name in mounted - {volume["name"] for volume in pod.get("volumes", [])}]
         ports = {port["name"] for port in container.get("ports", [])}
@@ -71,7 +82,7 @@ def test_every_object_is_valid(thing: dict[str, Any]) -> None:
 
 
 def test_every_name_leads_somewhere() -> None:
-    assert set(workloads()) == {"prefect", "mlflow", "deploy", "data", "gpu"}
+    assert set(workloads()) == {"prefect", "mlflow", "deploy", "hook", "data", "gpu"}
     assert {name: dangling(thing) for name, thing in workloads().items() if dangling(thing)} == {}
     for thing in OBJECTS:
         if thing["kind"] == "Service" and thing["metadata"]["name"] != "rendezvous":
@@ -86,10 +97,15 @@ def test_every_name_leads_somewhere() -> None:
         (["containers", 0, "volumeMounts", 0, "name"], "night", "night is no volume"),
         (["containers", 0, "livenessProbe", "httpGet", "port"], "htp", "htp is no port"),
         (["containers", 0, "command", 2], "strat", "strat"),
+        (
+            ["containers", 0, "env"],
+            [{"valueFrom": {"secretKeyRef": {"name": "secrets", "key": "X"}}}],
+            "X is no secret",
+        ),
         (["volumes", 0, "persistentVolumeClaim", "claimName"], "night", "PersistentVolumeClaim night is not there"),
     ],
 )
-def test_a_broken_reference_is_refused(path: list[Any], value: str, says: str) -> None:
+def test_a_broken_reference_is_refused(path: list[Any], value: Any, says: str) -> None:
     thing = copy.deepcopy(workloads()["data"])
     where: Any = thing["spec"]["template"]["spec"]
     for step in path[:-1]:
@@ -99,12 +115,10 @@ def test_a_broken_reference_is_refused(path: list[Any], value: str, says: str) -
 
 
 def test_every_setting_is_read_by_someone() -> None:
-    settings = [line.split("=", 1)[0] for line in (MANIFESTS / "settings.env").read_text().splitlines()]
-    made = subprocess.run(["sh", str(ROOT / "infra" / "secrets.sh")], capture_output=True, text=True, check=True).stdout
-    secrets = [line.split("=", 1)[0] for line in made.splitlines()]
+    settings = {line.split("=", 1)[0] for line in (MANIFESTS / "settings.env").read_text().splitlines()}
     # POSTGRES_PASSWORD is for the database of the compose file.
-    assert unknown_variables([*settings, *secrets]) == ["POSTGRES_PASSWORD"]
-    assert set(settings) & set(secrets) == set()
+    assert unknown_variables([*settings, *secrets()]) == ["POSTGRES_PASSWORD"]
+    assert settings & secrets().keys() == set()
 
 
 def rendered(template: dict[str, Any], **values: Any) -> dict[str, Any]:
