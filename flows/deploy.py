@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,22 @@ def deployments(server: Server, recipes: Sequence[Recipe]) -> list[Wanted]:
     return [_deployment(server, entry) for entry in filled + plain]
 
 
-def _deployment(server: Server, entry: Mapping[str, Any]) -> Wanted:
+@cache
+def _flow(entrypoint: str) -> tuple[str, dict[str, Any]]:
+    """A flow's name, and the JSON schema of its form."""
     from prefect.flows import Flow, load_flow_from_entrypoint
     from prefect.utilities.callables import parameter_schema
 
-    flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
+    flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     schema = parameter_schema(flow).model_dump()
     # Where values come from is for the command line to say; the form is the recipe alone.
     if schema["properties"].pop("settings", None):
         del schema["definitions"]["Setting"]
+    return flow.name, schema
+
+
+def _deployment(server: Server, entry: Mapping[str, Any]) -> Wanted:
+    flow, schema = _flow(entry["entrypoint"])
     limit = entry.get("concurrency_limit", {})
     fields = {
         "description": entry["description"],
@@ -80,16 +88,16 @@ def _deployment(server: Server, entry: Mapping[str, Any]) -> Wanted:
         "collision_strategy": limit.get("collision_strategy"),
         "schedules": [_schedule(given) for given in entry.get("schedules", ())],
     }
-    found = server.get(f"/deployments/name/{flow.name}/{entry['name']}")
+    found = server.get(f"/deployments/name/{flow}/{entry['name']}")
 
     def write() -> None:
-        flow_id = server.send("POST", "/flows/", {"name": flow.name})["id"]
+        flow_id = server.send("POST", "/flows/", {"name": flow})["id"]
         body: dict[str, Any] = {**fields, "name": entry["name"], "flow_id": flow_id, "pull_steps": []}
         if strategy := body.pop("collision_strategy"):
             body["concurrency_options"] = {"collision_strategy": strategy}
         server.send("POST", "/deployments/", body)
 
-    return Wanted("deployment", f"{flow.name}/{entry['name']}", fields, _as_asked(found), write)
+    return Wanted("deployment", f"{flow}/{entry['name']}", fields, _as_asked(found), write)
 
 
 def _schedule(given: Mapping[str, Any]) -> dict[str, Any]:

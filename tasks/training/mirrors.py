@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -31,7 +32,7 @@ log = logging.getLogger("nightowl")
 
 _END_S = 60  # for what is left to write, once training is done
 _HURRY_S = 10  # the same, when this process has to stop
-_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ")
 _ONLINE = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
@@ -58,11 +59,12 @@ class Mirror:
         self.told = told
         self.log = told.folder / f"{told.id}.log"
         self._missed = 0
+        self._scratch = TemporaryDirectory(ignore_cleanup_errors=True)
         with open(self.log, "wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tasks.training.mirror_process", told.model_dump_json()],
                 cwd=told.folder,
-                env=_environment(told),
+                env=_environment(told) | {"TMPDIR": self._scratch.name},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -91,6 +93,7 @@ class Mirror:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # the helpers that a tracker leaves behind as well
         self._process.wait()
+        self._scratch.cleanup()  # a tracker that was killed has not
         if not wrong and self._missed:
             wrong = f"it was too slow for {self._missed} steps"
         if wrong:

@@ -20,7 +20,7 @@ _SAVE_S = 60  # for a checkpoint, when the processes have to stop
 
 def main() -> int:
     """The exit code is that of a training process (see process.py)."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -40,6 +40,8 @@ def main() -> int:
         local_addr=None if training.rendezvous else "127.0.0.1",
         max_restarts=0,
         shutdown_timeout=_SAVE_S,
+        # Else the launcher leaves a folder among the temporary ones of the system, each time.
+        logs_specs=DefaultLogsSpecs(log_dir=str(spec.work / "launcher")),
     )
     try:
         elastic_launch(config, sys.executable)("-P", "-m", module, file, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,6 +144,9 @@ def test_a_night_that_a_person_cancels_stops_its_training(
     known = checkpoints(up.home)
     night = up.start("nightly/cancelled")
     (trainer,) = wait_for(lambda: past_a_checkpoint(up.home, known), 500, lambda: up.log(night["id"]))
+    (trained_by,) = (one for one in trainer.parents() if "flows.run" in one.cmdline())
+    assert os.getsid(trained_by.pid) == trained_by.pid, "a signal to the worker's group would reach it"
+    assert trained_by.parent() == up.part("--pool data"), "a run is one process"
     started = time.monotonic()
     up.server.send("POST", f"/flow_runs/{night['id']}/set_state", {"state": {"type": "CANCELLING"}})
     wait_for(lambda: not trainer.is_running(), 60)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,10 @@ def test_a_run_that_was_killed_is_one_run_in_the_real_tracker_and_nothing_is_sen
     """Five steps once each, whatever was killed; no secret on disk; no connection, though there is an account's key."""
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         here = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -113,6 +118,7 @@ def test_a_run_that_was_killed_is_one_run_in_the_real_tracker_and_nothing_is_sen
         with pytest.raises(BlockingIOError):
             listener.accept()
     assert not caplog.records
+    assert not list(scratch.iterdir()), "it had temporary files"
     (run,) = folder.glob(f"**/*run-*-{ID}")
     assert LOSSES[tracker](run) == [(number, pytest.approx(1 / number)) for number in range(1, 6)]
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())

@@ -26,11 +26,14 @@ def test_two_processes_train_as_one_does_and_end_together(
     store: Store,
     train_here: Callable[..., Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same loss curve at the same global batch, though one is killed on the way; the last batch is short."""
     how = {"method": "lora", "micro_batch_size": 1, "learning_rate": 0.003}
-    work = tmp_path / "job"
+    work, scratch = tmp_path / "job", tmp_path / "scratch"
     work.mkdir()
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     night = recipe(backend="transformers", processes=2, **how)
     killed: list[int] = []
 
@@ -51,6 +54,7 @@ def test_two_processes_train_as_one_does_and_end_together(
     assert [line["loss"] for line in lines] == pytest.approx(alone.losses, rel=0.01)
     assert result.validation_loss == pytest.approx(alone.result.validation_loss, rel=0.01)
     assert not [p for p in psutil.Process().children(recursive=True) if "RANK" in p.environ()]
+    assert not list(scratch.glob("torchelastic*"))
 
 
 def test_unsloth_trains_in_one_process(
