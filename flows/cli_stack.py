@@ -85,7 +85,7 @@ def up(
         return already(running)
 
     def deploy(server: Server) -> None:
-        for asked in _asked(server, deployed):
+        for asked in asked_of(server, deployed):
             _say_changes(apply(asked()))
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -173,7 +173,7 @@ def deploy(
     prepare()
     from flows.server import apply, changes
 
-    asked = _asked(_server(), deployed, pool_type)
+    asked = asked_of(_server(), deployed, pool_type)
     found = [change for wanted in asked for change in changes(wanted())]
     if not as_json:
         _say_changes(found)
@@ -192,7 +192,7 @@ def _recipes(names: Sequence[str] | None, settings: list[str] | None = None) -> 
     return [load(name, settings)[0] for name in names]
 
 
-def _asked(
+def asked_of(
     server: Server, recipes: Sequence[Recipe], pool_type: str | None = None
 ) -> list[Callable[[], Sequence[Wanted]]]:
     """What the files ask of a server, in the order of application: what comes later needs what comes before."""

@@ -26,9 +26,16 @@ os.environ.update(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first: of two processes, neither should begin one when the other has nothing left."""
+    """The slow files first: of two processes, neither should begin one when the other has nothing left.
+
+    A file's tests stay in one process, and so do all that need a running stack: one is started, not one in each.
+    """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    with_stack = {item.path for item in items if {"up", "served", "stack"} & set(getattr(item, "fixturenames", ()))}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("stack" if item.path in with_stack else str(item.path)))
 
 
 @pytest.fixture(autouse=True)

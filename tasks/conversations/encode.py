@@ -243,12 +243,13 @@ def _byte_level() -> Any:
     """GPT-2's alphabet: printable bytes stand for themselves, the others for the code points from 256 on."""
     printable: Iterable[int] = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    of_character = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    # What is not of the alphabet is sent beyond Latin-1, which then can't spell it.
+    alphabet = {256 + number: byte for number, byte in enumerate(others)} | dict.fromkeys(others, 0xFFFF)
 
     def spell(token: str) -> bytes | None:
         try:
-            return bytes([of_character[character] for character in token])
-        except KeyError:
+            return token.translate(alphabet).encode("latin-1")
+        except UnicodeEncodeError:
             return None
 
     return spell

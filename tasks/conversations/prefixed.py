@@ -33,11 +33,12 @@ class Prefixed:
         from tokenizers import Tokenizer
 
         added = sorted((token.content for token in backend.get_added_tokens_decoder().values()), key=len, reverse=True)
-        given = json.loads(backend.to_str())
-        plain = json.dumps(
-            {**given, "normalizer": _plain(given["normalizer"]), "pre_tokenizer": _plain(given["pre_tokenizer"])}
-        )
-        return cls(backend, Tokenizer.from_str(plain), added) if added and plain != json.dumps(given) else None
+        # These parts alone: the whole is mostly vocabulary, seconds of JSON for one of 260,000 tokens.
+        parts = {name: _state(getattr(backend, name)) for name in ("normalizer", "pre_tokenizer")}
+        plain = {name: _plain(part) for name, part in parts.items()}
+        if not added or plain == parts:
+            return None
+        return cls(backend, Tokenizer.from_str(json.dumps({**json.loads(backend.to_str()), **plain})), added)
 
     def encode_spans(self, rows: Sequence[tuple[str, Spans]]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the pieces before, within, between and after each text's spans, end to end, and how many each has."""
@@ -75,6 +76,11 @@ class Prefixed:
                 return False
             at += len(part)
         return at == len(decoded)
+
+
+def _state(part: Any) -> Any:
+    """A part of a tokenizer as its tokenizer.json has it."""
+    return json.loads(part.__getstate__()) if part is not None else None
 
 
 def _plain(step: Any) -> Any:

@@ -20,13 +20,6 @@ pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 NIGHT_SECONDS = 600
 
 
-@pytest.fixture(params=["up", "served"], ids=["embedded", "server"])
-def stack(request: pytest.FixtureRequest) -> Stack:
-    """The stack in each of its profiles."""
-    found: Stack = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture
 def page(chromium: str, stack: Stack) -> Iterator[Any]:
     """A page in Chromium; nothing it loads comes from outside this machine."""

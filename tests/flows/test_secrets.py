@@ -29,11 +29,7 @@ def holding(folder: Path, secrets: set[bytes]) -> list[tuple[str, bytes]]:
     return found
 
 
-@pytest.mark.parametrize("which", ["up", "served"])
-def test_no_secret_is_written_down(
-    which: str, request: pytest.FixtureRequest, tiny_recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    stack: Stack = request.getfixturevalue(which)
+def test_no_secret_is_written_down(stack: Stack, tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     stack.deploy({**tiny_recipe, "name": "discreet"}, tmp_path / "discreet.yaml")
     run = stack.start("watch-sources/discreet")
     assert stack.ended(run["id"], 300)["state"]["type"] == "COMPLETED", stack.log(run["id"])
