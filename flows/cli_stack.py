@@ -197,10 +197,11 @@ def asked_of(
 ) -> list[Callable[[], Sequence[Wanted]]]:
     """What the files ask of a server, in the order of application: what comes later needs what comes before."""
     from flows.automations import automations, notification
-    from flows.deploy import deployments, pools
+    from flows.deploy import deployments, pools, variables
 
     return [
         partial(pools, server, pool_type),
+        partial(variables, server),
         partial(notification, server),
         partial(deployments, server, recipes),
         partial(automations, server, recipes),

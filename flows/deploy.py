@@ -1,4 +1,4 @@
-"""What Nightowl asks of a Prefect server: the pools, queues and deployments of `deployments/prefect.yaml`.
+"""What Nightowl asks of a Prefect server: the pools, queues, variables and deployments of `deployments/prefect.yaml`.
 
 Both files of that folder name places such as ${recipe.name}, which are filled in for each recipe that is deployed.
 """
@@ -48,6 +48,17 @@ def _writer(
     if found is None:
         return lambda: server.send("POST", collection, made)
     return lambda: server.send("PATCH", path, fields)
+
+
+def variables(server: Server) -> list[Wanted]:
+    """The file's variables, which a job template reads as {{ prefect.variables.NAME }}; others are left as they are."""
+    wanted = []
+    for name, value in read("prefect.yaml")["variables"].items():
+        path, fields = f"/variables/name/{name}", {"value": value}
+        found = server.get(path)
+        write = _writer(server, found, "/variables/", path, {"name": name, "tags": ["nightowl"], **fields}, fields)
+        wanted.append(Wanted("variable", name, fields, found, write))
+    return wanted
 
 
 def deployments(server: Server, recipes: Sequence[Recipe]) -> list[Wanted]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,6 +14,10 @@ import psutil
 import pytest
 import yaml
 from stack import Stack
+
+from flows import deploy
+from flows.deploy import variables
+from flows.server import apply
 
 IDLE_BYTES = 1.5e9
 
@@ -78,6 +83,25 @@ def test_a_difference_is_shown_before_it_is_applied(up: Stack, tiny_recipe: dict
     assert again["changes"] == shown["changes"]
     after = up.server.get("/deployments/name/nightly/differing")
     assert after["parameters"]["recipe"]["training"]["learning_rate"] == 0.02
+
+
+def test_variables_of_the_file_are_applied_and_others_left_alone(
+    up: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "deployments"
+    shutil.copytree(deploy.FOLDER, folder)
+    monkeypatch.setattr(deploy, "FOLDER", folder)
+    file = folder / "prefect.yaml"
+    plain = file.read_text()
+    up.server.send("POST", "/variables/", {"name": "of_somebody", "value": "theirs"})
+    for image, before in (("nightowl:1", None), ("nightowl:2", "nightowl:1")):
+        file.write_text(plain.replace("variables: {}", f"variables: {{gpu_image: {image!r}, most: 3}}"))
+        changed = {change.name: change for change in apply(variables(up.server))}
+        assert changed["gpu_image"].fields == ({"value": (before, image)} if before else {})
+        assert ("most" in changed) == (before is None)
+        assert apply(variables(up.server)) == []
+    found = {one["name"]: one["value"] for one in up.server.send("POST", "/variables/filter", {})}
+    assert found == {"of_somebody": "theirs", "gpu_image": "nightowl:2", "most": 3}
 
 
 def test_the_cron_line_yields_scheduled_runs_in_its_time_zone(
