@@ -18,7 +18,7 @@ demo: setup ## one night on this machine: train, judge and register a small mode
 	@$(RUN)/nightowl run deployments/recipes/demo.yaml
 
 test: setup ## run the tests
-	@$(RUN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@$(RUN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff, mypy, import-linter
 	@$(RUN)/ruff check .

@@ -5,12 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 pytest_plugins = ("stack", "store_s3")  # tests/fixtures
 
+WITH_STACK = (
+    "tests/browser/test_ui.py",
+    "tests/flows/test_approve.py",
+    "tests/flows/test_automations.py",
+    "tests/flows/test_hook.py",
+    "tests/flows/test_placement.py",
+    "tests/flows/test_secrets.py",
+    "tests/flows/test_stack.py",
+)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Before any library is imported: some read these at import.
@@ -26,16 +37,21 @@ os.environ.update(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first: of two processes, neither should begin one when the other has nothing left.
-
-    A file's tests stay in one process, and so do all that need a running stack: one is started, not one in each.
-    """
+    """The slow files first: of two processes, neither should begin one when the other has nothing left."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    with_stack = {item.path for item in items if {"up", "served", "stack"} & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("stack" if item.path in with_stack else str(item.path)))
+
+
+class BesideTheStack(LoadFileScheduling):
+    """A file's tests stay in one process, and so do all files with a running stack: one is started, not one in each."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "stack" if file in WITH_STACK else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> BesideTheStack:
+    return BesideTheStack(config, log)
 
 
 @pytest.fixture(autouse=True)
