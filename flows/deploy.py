@@ -53,7 +53,7 @@ def _writer(
 def variables(server: Server) -> list[Wanted]:
     """The file's variables, which a job template reads as {{ prefect.variables.NAME }}; others are left as they are."""
     wanted = []
-    for name, value in read("prefect.yaml")["variables"].items():
+    for name, value in (read("prefect.yaml").get("variables") or {}).items():
         path, fields = f"/variables/name/{name}", {"value": value}
         found = server.get(path)
         write = _writer(server, found, "/variables/", path, {"name": name, "tags": ["nightowl"], **fields}, fields)
